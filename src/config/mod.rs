@@ -1,0 +1,327 @@
+//! Everything the user can set, parsed once into one validated [`Config`].
+//!
+//! `cli` turns argv (with the legacy `-o` options) into a `Config`; nothing behind it looks at argv again.
+//! The parts that the worker needs are serialisable and travel over the broker channel; the worker gets no
+//! path, no socket name and no host id from here.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration of one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The directory (or regular file) that the guest gets.
+    pub shared_dir: PathBuf,
+    /// Where the front end connects.
+    pub socket: SocketSource,
+    /// How much of the host is taken away from the worker.
+    pub confinement: Confinement,
+    /// Where log lines go.
+    pub log: LogConfig,
+    /// RLIMIT_NOFILE of the worker: `Some(0)` leaves it as inherited, `None` is the default
+    /// min(1,000,000, fs.nr_open), lowered to the hard limit with a warning.
+    pub rlimit_nofile: Option<u64>,
+    /// What the worker needs to know.
+    pub worker: WorkerConfig,
+}
+
+/// Where the listening socket comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SocketSource {
+    /// Make one at this path.
+    Path {
+        /// The UNIX socket's path.
+        path: PathBuf,
+        /// Give it to this group (mode 0660 instead of 0600).
+        group: Option<String>,
+    },
+    /// An inherited listening socket.
+    Fd(RawFd),
+}
+
+/// `--sandbox`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SandboxMode {
+    /// All namespaces and an empty root.
+    Namespace,
+    /// No namespaces but mount where that can be had; an empty root by chroot.
+    Chroot,
+    /// No namespaces, no change of root.
+    None,
+}
+
+/// `--seccomp`: what happens when a process makes a system call that its policy doesn't have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeccompMode {
+    /// No filter.
+    None,
+    /// The process dies.
+    Kill,
+    /// The kernel logs it and goes on.
+    Log,
+    /// SIGSYS.
+    Trap,
+}
+
+/// `--landlock`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LandlockMode {
+    /// No Landlock.
+    Off,
+    /// Deny what a worker never needs, at no cost on the data path.
+    Free,
+    /// Also confine reads and writes to the share.
+    Full,
+}
+
+/// `--worker-ids`: how guest ids map to the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerIds {
+    /// Shifted with an idmapped mount where the file system has them, else identity.
+    Auto,
+    /// Ids `0..count` of the worker are `base..base+count` of the host.
+    Shifted {
+        /// First host id.
+        base: u32,
+        /// Number of ids.
+        count: u32,
+    },
+    /// One to one.
+    Identity,
+}
+
+/// One line of `--uid-map` or `--gid-map`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdMapEntry {
+    /// First id inside.
+    pub inner: u32,
+    /// First id outside.
+    pub outer: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// What the broker takes away, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confinement {
+    /// Layers by namespaces.
+    pub sandbox: SandboxMode,
+    /// System-call filters.
+    pub seccomp: SeccompMode,
+    /// File-system rules.
+    pub landlock: LandlockMode,
+    /// Id mapping.
+    pub worker_ids: WorkerIds,
+    /// `--uid-map`, empty for none.
+    pub uid_map: Vec<IdMapEntry>,
+    /// `--gid-map`, empty for none.
+    pub gid_map: Vec<IdMapEntry>,
+    /// Broker requests that `--modcaps` enables.
+    pub privileged: PrivilegedRequests,
+}
+
+/// Which privileged requests the broker serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrivilegedRequests {
+    /// `--modcaps=+mknod`: device nodes.
+    pub make_device: bool,
+    /// `--modcaps=+sys_admin`: `trusted.*` attributes.
+    pub trusted_xattr: bool,
+}
+
+/// Where log lines go, and which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Lines above this level are dropped at their source.
+    pub level: log::LevelFilter,
+    /// To syslog (facility user) instead of stderr.
+    pub syslog: bool,
+}
+
+/// The part of the configuration that goes to the worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerConfig {
+    /// The virtio device.
+    pub device: DeviceConfig,
+    /// The file system.
+    pub fs: FsConfig,
+    /// Live migration.
+    pub migration: MigrationConfig,
+}
+
+/// The virtio device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceConfig {
+    /// Mount tag, 1–36 bytes; with one, the device has a config space of its own.
+    pub tag: Option<String>,
+    /// Request queues, 1–64 (the high-priority queue is not counted).
+    pub num_request_queues: u16,
+    /// Helper threads for slow work; 0 serves everything on the queue's thread.
+    pub thread_pool_size: u16,
+    /// How long a queue thread polls for more work before it sleeps, in microseconds.
+    pub poll_us: u32,
+}
+
+/// `--cache`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CachePolicy {
+    /// Caches for one second.
+    Auto,
+    /// Caches for a day.
+    Always,
+    /// Caches names and attributes, not data.
+    Metadata,
+    /// Caches nothing.
+    Never,
+}
+
+/// `--inode-file-handles`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InodeFileHandles {
+    /// Every inode keeps an `O_PATH` fd.
+    Never,
+    /// Sealed handles where the file system has them.
+    Prefer,
+    /// Sealed handles, or fail at start.
+    Mandatory,
+}
+
+/// A feature that can be negotiated (1.14's `--posix-acl=`, `--security-label=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Negotiate {
+    /// Refuse a guest that doesn't offer it.
+    Always,
+    /// Use it when offered.
+    Auto,
+    /// Don't use it.
+    Never,
+}
+
+/// The passthrough file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsConfig {
+    /// Cache policy.
+    pub cache: CachePolicy,
+    /// `--allow-mmap`
+    pub allow_mmap: bool,
+    /// READDIRPLUS; off with `--no-readdirplus`.
+    pub readdirplus: bool,
+    /// Write-back cache in the guest.
+    pub writeback: bool,
+    /// Keep the guest's `O_DIRECT`.
+    pub allow_direct_io: bool,
+    /// Extended attributes.
+    pub xattr: bool,
+    /// POSIX ACLs.
+    pub posix_acl: Negotiate,
+    /// Security labels at creation.
+    pub security_label: Negotiate,
+    /// Xattr map rules, in the text form of `--xattrmap`, already validated; `None` for no mapping.
+    pub xattrmap: Option<String>,
+    /// Every change gets EROFS.
+    pub readonly: bool,
+    /// Tell the guest where other file systems begin.
+    pub announce_submounts: bool,
+    /// What an idle inode is kept by.
+    pub inode_file_handles: InodeFileHandles,
+    /// HANDLE_KILLPRIV_V2.
+    pub killpriv_v2: bool,
+    /// Keep the guest's `O_NOATIME`.
+    pub preserve_noatime: bool,
+    /// `--translate-uid`, validated; empty for none.
+    pub translate_uid: Vec<IdTranslation>,
+    /// `--translate-gid`, validated; empty for none.
+    pub translate_gid: Vec<IdTranslation>,
+    /// Privileged requests that the broker will serve.
+    pub privileged: PrivilegedRequests,
+}
+
+/// One rule of `--translate-uid` or `--translate-gid`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IdTranslation {
+    /// Guest ids `guest..guest+count` become `host..` on the way to the host.
+    Guest {
+        /// First guest id.
+        guest: u32,
+        /// First host id.
+        host: u32,
+        /// How many.
+        count: u32,
+    },
+    /// Host ids `host..host+count` become `guest..` on the way to the guest.
+    Host {
+        /// First host id.
+        host: u32,
+        /// First guest id.
+        guest: u32,
+        /// How many.
+        count: u32,
+    },
+    /// All of `guest..guest+count` become the one id `host`.
+    SquashGuest {
+        /// First guest id.
+        guest: u32,
+        /// The host id.
+        host: u32,
+        /// How many.
+        count: u32,
+    },
+    /// All of `host..host+count` become the one id `guest`.
+    SquashHost {
+        /// First host id.
+        host: u32,
+        /// The guest id.
+        guest: u32,
+        /// How many.
+        count: u32,
+    },
+    /// Requests that would use `guest..guest+count` fail with EPERM.
+    ForbidGuest {
+        /// First guest id.
+        guest: u32,
+        /// How many.
+        count: u32,
+    },
+    /// Both ways, one to one.
+    Map {
+        /// First guest id.
+        guest: u32,
+        /// First host id.
+        host: u32,
+        /// How many.
+        count: u32,
+    },
+}
+
+/// `--migration-mode`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MigrationMode {
+    /// The stream holds paths.
+    FindPaths,
+    /// The stream holds file handles.
+    FileHandles,
+}
+
+/// `--migration-on-error`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MigrationOnError {
+    /// Refuse the stream.
+    Abort,
+    /// Take it; lost inodes answer errors.
+    GuestError,
+}
+
+/// Live migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationConfig {
+    /// How the source names inodes.
+    pub mode: MigrationMode,
+    /// What the destination does about lost ones.
+    pub on_error: MigrationOnError,
+    /// Add handles to the stream for verification.
+    pub verify_handles: bool,
+    /// Check paths again at switch-over.
+    pub confirm_paths: bool,
+}

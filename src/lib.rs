@@ -1,0 +1,10 @@
+//! virtiofsd, privilege-separated: a virtio-fs vhost-user device daemon.
+//!
+//! The path tells the privilege: [`broker`] is trusted and never sees a byte of guest memory, [`worker`] is
+//! hostile once a guest runs, [`protocol`] is all that lies between them, and [`config`] is what the user
+//! asked for. Neither of broker and worker imports the other; a test checks it.
+
+pub mod broker;
+pub mod config;
+pub mod protocol;
+pub mod worker;

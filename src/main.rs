@@ -1,0 +1,3 @@
+//! Chooses the role (broker or worker) and is the only place where the process ends.
+
+fn main() {}

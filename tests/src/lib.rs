@@ -1,0 +1,1 @@
+//! Front ends, fixtures and helpers for the test suites.
