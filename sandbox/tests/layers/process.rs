@@ -12,6 +12,7 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, kill, raise, signal};
 use nix::unistd::{getpid, getsid};
 use sandbox::capabilities::{Capability, forbid_new_privileges, limit_to};
 use sandbox::credentials::{Baseline, ThreadCredentials};
+use sandbox::fds::set_inheritable;
 use sandbox::id_maps::{IdMapEntry, IdMapError, IdMaps};
 use sandbox::mounts::enter_empty_root;
 use sandbox::namespaces::Namespaces;
@@ -42,6 +43,7 @@ pub const ROLES: &[Role] = roles![
     dies_by_a_real_time_signal,
     sees_default_signals,
     starts_idle_and_dies,
+    waits_to_be_killed,
     confines_itself,
     has_all_capabilities
 ];
@@ -59,6 +61,9 @@ fn fds_get_their_numbers() {
     let (n, m) = (a.as_raw_fd(), b.as_raw_fd());
     fs::write(directory.0.join("numbers"), format!("{n} {m}")).unwrap();
     let numbers = File::open(directory.0.join("numbers")).unwrap();
+    // Not listed, and not closed by exec alone.
+    let stray = file("stray");
+    set_inheritable(stray.as_fd(), true).unwrap();
     let fds = [(a.as_fd(), m), (b.as_fd(), n), (c.as_fd(), 40), (c.as_fd(), 41), (numbers.as_fd(), 50)];
     expect_role("sees_its_fds", NONE, None, &fds);
 }
@@ -258,13 +263,21 @@ fn starts_idle_and_dies() {
     let start = |namespaces, maps| {
         let (mut rendezvous, theirs) = Rendezvous::pair();
         // The child holds the pipe to the case as its standard output.
-        let child = start_role("idle", namespaces, maps, &[(theirs.as_fd(), RENDEZVOUS_FD)]).unwrap();
+        let fds = [(theirs.as_fd(), RENDEZVOUS_FD)];
+        let child = start_role("waits_to_be_killed", namespaces, maps, &fds).unwrap();
         rendezvous.wait();
-        (child, rendezvous, theirs)
+        child
     };
     let _plain = start(NONE, None);
     let _confined = start(everything(), Some(IdMaps::own()));
     std::process::abort()
+}
+
+fn waits_to_be_killed() {
+    Rendezvous::inherited().signal();
+    // Long enough for anything to be killed in; not for ever, so that a failure leaves nothing behind.
+    std::thread::sleep(std::time::Duration::from_secs(20));
+    println!("outlived its parent");
 }
 
 fn confinement_keeps_the_tie_to_the_parent() {
