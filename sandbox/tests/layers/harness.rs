@@ -20,7 +20,7 @@ use sandbox::process::{Child, Exit, Spawn, SpawnError};
 pub const NOBODY: u32 = 65534;
 
 /// Seconds after which a case that hangs is killed, and with it what it has started.
-const DEADLINE: u32 = 60;
+const DEADLINE: u32 = 30;
 
 /// Who runs a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,42 +62,50 @@ macro_rules! roles {
 }
 pub(crate) use roles;
 
+/// As the standard harness: arguments that are no options select by a part of the name, and selecting none is no
+/// failure (the same arguments go to all tests of the workspace).
 pub fn run_all(cases: &[Case], arguments: &[&str]) -> ExitCode {
-    if !nix::unistd::geteuid().is_root() {
+    let filters: Vec<&&str> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |case: &&Case| filters.is_empty() || filters.iter().any(|part| label(case).contains(**part));
+    let selected: Vec<&Case> = cases.iter().filter(wanted).collect();
+    if arguments.contains(&"--list") {
+        selected.iter().for_each(|case| println!("{}: test", label(case)));
+        return ExitCode::SUCCESS;
+    }
+    if !selected.is_empty() && !nix::unistd::geteuid().is_root() {
         println!("the layers are tested as root and as an ordinary user: start this as root");
         return ExitCode::FAILURE;
     }
-    let filters: Vec<&&str> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let label = |case: &Case| format!("{} ({:?})", case.name, case.who);
-    let wanted = |case: &&Case| filters.is_empty() || filters.iter().any(|part| label(case).contains(**part));
-    let (mut passed, mut failed) = (0, Vec::new());
-    for case in cases.iter().filter(wanted) {
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--case", &label(case)]).env_clear();
-        if case.who == Who::Ordinary {
-            command.uid(NOBODY).gid(NOBODY);
-        }
-        let output = command.output().unwrap();
-        if output.status.success() {
-            passed += 1;
-            println!("test {} ... ok", label(case));
-        } else {
-            println!("test {} ... FAILED: {}", label(case), output.status);
-            println!(
-                "{}{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
-            failed.push(label(case));
-        }
+    let failed: Vec<String> = selected.iter().filter(|case| !passes(case)).map(|case| label(case)).collect();
+    let (passed, filtered) = (selected.len() - failed.len(), cases.len() - selected.len());
+    println!("\n{passed} passed, {} failed {failed:?}, {filtered} filtered out", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn label(case: &Case) -> String {
+    format!("{} ({:?})", case.name, case.who)
+}
+
+/// Runs one case in a process of its own.
+fn passes(case: &Case) -> bool {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["--case", &label(case)]).env_clear();
+    if case.who == Who::Ordinary {
+        command.uid(NOBODY).gid(NOBODY);
     }
-    println!("\n{passed} passed, {} failed {failed:?}", failed.len());
-    if failed.is_empty() && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let output = command.output().unwrap();
+    if output.status.success() {
+        println!("test {} ... ok", label(case));
+    } else {
+        println!("test {} ... FAILED: {}", label(case), output.status);
+        println!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    }
+    output.status.success()
 }
 
 pub fn run_case(cases: &[Case], name: &str) -> ExitCode {
     nix::unistd::alarm::set(DEADLINE);
-    let case = cases.iter().find(|case| format!("{} ({:?})", case.name, case.who) == name).unwrap();
+    let case = cases.iter().find(|case| label(case) == name).unwrap();
     assert_eq!(nix::unistd::geteuid().is_root(), case.who == Who::Root);
     (case.run)();
     assert_no_children();
