@@ -4,3 +4,4 @@
 //! `fuse` (encode) → queue.
 
 pub mod fuse;
+pub mod migrate;
