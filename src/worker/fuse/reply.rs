@@ -4,6 +4,9 @@
 //! The queue then puts an [`OutHeader`] before what the buffer holds. Nothing here allocates once the buffer
 //! has grown to what the thread's requests need.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use nix::errno::Errno;
