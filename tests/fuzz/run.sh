@@ -58,7 +58,7 @@ for target; do
     fi
     sed -n 's/^stat::number_of_executed_units: */fuzz: executions: /p' "$found/log"
     if [ $save = yes ]; then
-        "$built/$target" -set_cover_merge=1 -verbosity=0 "corpus/$target" "$found/$target" >"$found/log" 2>&1
+        "$built/$target" -use_counters=0 -set_cover_merge=1 -verbosity=0 "corpus/$target" "$found/$target" >"$found/log" 2>&1
         echo "fuzz: saved corpus of $target: $(ls "corpus/$target" | wc -l) inputs"
     fi
 done
