@@ -80,10 +80,16 @@ pub fn frame(header: &InHeader, available: usize) -> Result<Frame, Errno> {
 /// Requests whose length depends on a name more than on anything else.
 fn has_name(opcode: Opcode) -> bool {
     use Opcode::*;
-    matches!(
+    let in_directory = matches!(
         opcode,
-        Lookup | SymLink | MkNod | MkDir | Unlink | RmDir | Rename | Rename2 | Link | Create | TmpFile
-    ) || matches!(opcode, GetXattr | RemoveXattr)
+        Lookup | Unlink | RmDir | Rename | Rename2 | Link | SymLink | MkNod | MkDir | Create
+    );
+    in_directory || matches!(opcode, TmpFile | GetXattr | RemoveXattr)
+}
+
+/// Whether a request gets a reply, be it an error: also one whose opcode we don't know.
+pub fn has_reply(header: &InHeader) -> bool {
+    Opcode::from_raw(header.opcode).is_none_or(Opcode::has_reply)
 }
 
 /// A request in the queue thread's private memory.

@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::operation::Init;
 use super::wire::{self, InitFlags, InitOut};
 use crate::config::{CachePolicy, FsConfig, Negotiate};
+use crate::worker::migrate::format::NegotiatedOptions;
 
 /// Taken whenever offered: a passthrough file system serves them at no cost and with no option.
 pub const ALWAYS: InitFlags = InitFlags::ASYNC_READ
@@ -72,13 +73,13 @@ impl Negotiated {
     /// The state of a session that was negotiated elsewhere and migrated here. The stream only tells four
     /// options; [`ACL`] hangs together, and the others follow from this side's configuration, which must be
     /// the same as the source's.
-    pub fn migrated(options: MigratedOptions, fs: &FsConfig, service: &Service) -> Negotiated {
+    pub fn migrated(options: &NegotiatedOptions, fs: &FsConfig, service: &Service) -> Negotiated {
         let (required, optional) = by_option(fs);
         let told = ACL | InitFlags::WRITEBACK_CACHE | InitFlags::CREATE_SUPP_GROUP;
         let mut flags = (ALWAYS | required | optional | service.extra) - told;
         flags.set(ACL, options.posix_acl);
         flags.set(InitFlags::WRITEBACK_CACHE, options.writeback);
-        flags.set(InitFlags::CREATE_SUPP_GROUP, options.supplementary_group);
+        flags.set(InitFlags::CREATE_SUPP_GROUP, options.sup_group_extension);
         Negotiated {
             minor: wire::MINOR,
             flags,
@@ -88,17 +89,16 @@ impl Negotiated {
     }
 }
 
-/// The negotiated options that a migration stream tells.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MigratedOptions {
-    /// The write-back cache is on.
-    pub writeback: bool,
-    /// Submounts are marked.
-    pub announce_submounts: bool,
-    /// POSIX ACLs are on.
-    pub posix_acl: bool,
-    /// Creating requests may carry a supplementary group.
-    pub supplementary_group: bool,
+impl From<&Negotiated> for NegotiatedOptions {
+    /// What the next daemon needs to be told.
+    fn from(negotiated: &Negotiated) -> NegotiatedOptions {
+        NegotiatedOptions {
+            writeback: negotiated.has(InitFlags::WRITEBACK_CACHE),
+            announce_submounts: negotiated.announce_submounts,
+            posix_acl: negotiated.has(InitFlags::POSIX_ACL),
+            sup_group_extension: negotiated.has(InitFlags::CREATE_SUPP_GROUP),
+        }
+    }
 }
 
 /// The answer to an INIT that is no error.
@@ -171,10 +171,9 @@ pub fn negotiate(init: &Init, fs: &FsConfig, service: &Service) -> Result<Agreem
     if !init.flags.contains(required) {
         return Err(Refusal::SecurityLabel);
     }
-    let mut flags = (ALWAYS | required | optional | service.extra) & init.flags;
-    if !flags.contains(ACL) {
-        flags.remove(ACL);
-    }
+    let wanted = required | optional;
+    let usable = if init.flags.contains(ACL) { wanted } else { wanted - ACL };
+    let flags = (ALWAYS | usable | service.extra) & init.flags;
     let negotiated = Negotiated {
         minor: init.minor.min(wire::MINOR),
         flags,
@@ -188,7 +187,7 @@ pub fn negotiate(init: &Init, fs: &FsConfig, service: &Service) -> Result<Agreem
     reply.max_write = service.max_write;
     reply.time_gran = 1;
     reply.max_pages = u16::try_from(service.max_write.div_ceil(service.page_size.max(1))).unwrap_or(u16::MAX);
-    Ok(Agreement::Session { reply, negotiated, missing: (required | optional) - flags })
+    Ok(Agreement::Session { reply, negotiated, missing: wanted - flags })
 }
 
 /// What options ask for: flags without which there is no session, and flags that are only used when offered.
@@ -369,13 +368,15 @@ mod tests {
 
     #[test]
     fn migrated_session_has_what_the_stream_says() {
-        let options = MigratedOptions { posix_acl: true, supplementary_group: true, ..Default::default() };
+        let options =
+            NegotiatedOptions { posix_acl: true, sup_group_extension: true, ..NegotiatedOptions::default() };
         let mut here = fs();
         here.writeback = true;
         here.security_label = Negotiate::Auto;
-        let negotiated = Negotiated::migrated(options, &here, &Service::default());
+        let negotiated = Negotiated::migrated(&options, &here, &Service::default());
         assert!(negotiated.has(ACL | InitFlags::CREATE_SUPP_GROUP | InitFlags::SECURITY_CTX));
         assert!(!negotiated.has(InitFlags::WRITEBACK_CACHE));
         assert!(!negotiated.announce_submounts);
+        assert_eq!(NegotiatedOptions::from(&negotiated), options);
     }
 }

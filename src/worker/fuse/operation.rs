@@ -5,6 +5,7 @@
 //! guest memory and is only ever handed to the kernel.
 
 use std::ffi::CStr;
+use std::fmt;
 use std::num::NonZeroU32;
 
 use zerocopy::FromBytes;
@@ -70,8 +71,8 @@ pub struct Context {
     pub unique: u64,
     /// The node that the request is about (0 for the requests that have none).
     pub node: NodeId,
-    /// The calling process's file-system user. `u32::MAX` (no such id, after `FUSE_ALLOW_IDMAP`) never comes
-    /// with a request that creates a file, where it would mean "keep the daemon's own".
+    /// The calling process's file-system user. With `FUSE_ALLOW_IDMAP`, only requests that create a file tell
+    /// it, and all others come with `u32::MAX`; a creating one with `u32::MAX` is refused by the decoder.
     pub uid: GuestUid,
     /// Its file-system group; as for `uid`.
     pub gid: GuestGid,
@@ -104,7 +105,7 @@ pub struct CreateExtensions<'a> {
 pub const MAX_SUPP_GROUPS: usize = 32;
 
 /// A bounded list of supplementary groups, kept without allocation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct SuppGroups {
     len: u8,
     gids: [u32; MAX_SUPP_GROUPS],
@@ -122,6 +123,12 @@ impl SuppGroups {
     /// The groups, in the order of the request.
     pub fn as_slice(&self) -> &[u32] {
         self.gids.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for SuppGroups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_slice().fmt(f)
     }
 }
 

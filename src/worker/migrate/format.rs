@@ -50,7 +50,7 @@ pub struct DeviceState {
     /// The handle id to give out next.
     pub next_handle: u64,
     /// What INIT agreed on.
-    pub negotiated: Negotiated,
+    pub negotiated: NegotiatedOptions,
     /// The source's mount ids, each with the path of that mount relative to the share (`.` for its root); at
     /// most [`MAX_MOUNTS`]. Not in version 1, where it is empty.
     pub mount_paths: BTreeMap<u64, String>,
@@ -58,7 +58,7 @@ pub struct DeviceState {
 
 /// Options that were negotiated with the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Negotiated {
+pub struct NegotiatedOptions {
     /// The write-back cache.
     pub writeback: bool,
     /// Marking of submounts.

@@ -19,7 +19,7 @@ struct NestedV1 {
     next_inode: u64,
     handles: Vec<Handle>,
     next_handle: u64,
-    negotiated_opts: Negotiated,
+    negotiated_opts: NegotiatedOptions,
 }
 
 impl From<DeviceState> for Nested {
@@ -66,7 +66,11 @@ fn sample() -> DeviceState {
             Handle { id: 9, inode: 4, source: HandleSource::OpenInode { flags: -1 } },
         ],
         next_handle: 10,
-        negotiated: Negotiated { announce_submounts: true, sup_group_extension: true, ..Default::default() },
+        negotiated: NegotiatedOptions {
+            announce_submounts: true,
+            sup_group_extension: true,
+            ..Default::default()
+        },
         mount_paths: BTreeMap::from([(1, "sub".into()), (300, ".".into())]),
     }
 }
@@ -273,7 +277,7 @@ prop_compose! {
         options in any::<[bool; 4]>(), mount_paths in btree_map(any::<u64>(), path(), 0..5),
     ) -> DeviceState {
         let [writeback, announce_submounts, posix_acl, sup_group_extension] = options;
-        let negotiated = Negotiated { writeback, announce_submounts, posix_acl, sup_group_extension };
+        let negotiated = NegotiatedOptions { writeback, announce_submounts, posix_acl, sup_group_extension };
         DeviceState { inodes, next_inode, handles, next_handle, negotiated, mount_paths }
     }
 }
