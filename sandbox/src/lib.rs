@@ -1,1 +1,11 @@
 //! Confinement of processes, one layer a module. Knows nothing of FUSE or vhost-user.
+
+pub mod capabilities;
+pub mod credentials;
+pub mod fds;
+pub mod id_maps;
+pub mod mounts;
+pub mod namespaces;
+pub mod process;
+pub mod rlimits;
+mod sys;
