@@ -1,13 +1,47 @@
 //! Everything the user can set, parsed once into one validated [`Config`].
 //!
-//! `cli` turns argv (with the legacy `-o` options) into a `Config`; nothing behind it looks at argv again.
-//! The parts that the worker needs are serialisable and travel over the broker channel; the worker gets no
-//! path, no socket name and no host id from here.
+//! [`cli::parse`] turns argv (with the legacy `-o` options) into a `Config`; nothing behind it looks at argv
+//! again. The parts that the worker needs are serialisable and travel over the broker channel; the worker gets
+//! no path, no socket name and no host id from here.
+//!
+//! To add an option: a field in `options::Options`, a line in `validate`, a field here, and its entry in the
+//! manual page, which a test asks for.
+//!
+//! What this module does not do: print, end the process, or look at the file system. Whether the shared
+//! directory exists or a group has an id is found out by who opens it.
 
+pub mod cli;
+mod environment;
+mod error;
+mod id_map;
+pub mod id_translation;
+mod legacy;
+mod log_level;
+mod modcaps;
+mod not_yet;
+#[cfg(test)]
+mod option_table_tests;
+mod options;
+mod validate;
+mod vhost_user_json;
+mod warning;
+mod worker_ids;
+pub mod xattrmap;
+
+use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+pub use environment::Environment;
+pub use error::CliError;
+pub use id_map::IdMapError;
+pub use legacy::LegacyError;
+pub use modcaps::ModcapsError;
+pub use not_yet::{NOT_YET, NotYet};
+pub use warning::Warning;
 
 /// The whole configuration of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,37 +76,37 @@ pub enum SocketSource {
 }
 
 /// `--sandbox`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum SandboxMode {
-    /// All namespaces and an empty root.
+    /// All namespaces and an empty root
     Namespace,
-    /// No namespaces but mount where that can be had; an empty root by chroot.
+    /// An empty root by chroot, no namespaces: for containers that can't make any
     Chroot,
-    /// No namespaces, no change of root.
+    /// No namespaces, no change of root (not recommended)
     None,
 }
 
 /// `--seccomp`: what happens when a process makes a system call that its policy doesn't have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum SeccompMode {
-    /// No filter.
+    /// No filter (not recommended)
     None,
-    /// The process dies.
+    /// The process is killed
     Kill,
-    /// The kernel logs it and goes on.
+    /// The kernel logs the call and lets it through (for debugging)
     Log,
-    /// SIGSYS.
+    /// The process gets SIGSYS (for debugging)
     Trap,
 }
 
 /// `--landlock`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum LandlockMode {
-    /// No Landlock.
+    /// No Landlock
     Off,
-    /// Deny what a worker never needs, at no cost on the data path.
+    /// Deny what a worker never needs, at no cost on the data path
     Free,
-    /// Also confine reads and writes to the share.
+    /// Also confine reads and writes to the share, at a small cost for each open
     Full,
 }
 
@@ -120,6 +154,65 @@ pub struct Confinement {
     pub gid_map: Vec<IdMapEntry>,
     /// Broker requests that `--modcaps` enables.
     pub privileged: PrivilegedRequests,
+    /// The capabilities, all of them, that the worker keeps in its own user namespace (none of them reaches
+    /// the host): [`WorkerCapability::DEFAULT`] as changed by `--modcaps`.
+    pub worker_caps: BTreeSet<WorkerCapability>,
+}
+
+/// A capability that the worker may hold in its own user namespace. The numbers are those of
+/// `linux/capability.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum WorkerCapability {
+    /// Change owners.
+    Chown = 0,
+    /// Bypass permission bits.
+    DacOverride = 1,
+    /// Bypass permission bits for reading and searching; not held unless asked for, since the broker and not
+    /// the worker opens file handles.
+    DacReadSearch = 2,
+    /// Bypass checks for ownership (chmod, utimes).
+    Fowner = 3,
+    /// Keep set-id bits when a file changes.
+    Fsetid = 4,
+    /// Act with any group id of the namespace.
+    Setgid = 6,
+    /// Act with any user id of the namespace.
+    Setuid = 7,
+    /// Set `security.capability`.
+    Setfcap = 31,
+}
+
+impl WorkerCapability {
+    /// What a worker keeps when `--modcaps` says nothing.
+    pub const DEFAULT: [Self; 7] = [
+        Self::Chown,
+        Self::DacOverride,
+        Self::Fowner,
+        Self::Fsetid,
+        Self::Setgid,
+        Self::Setuid,
+        Self::Setfcap,
+    ];
+
+    /// The kernel's number of this capability.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The kernel's name, such as `CAP_CHOWN`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chown => "CAP_CHOWN",
+            Self::DacOverride => "CAP_DAC_OVERRIDE",
+            Self::DacReadSearch => "CAP_DAC_READ_SEARCH",
+            Self::Fowner => "CAP_FOWNER",
+            Self::Fsetid => "CAP_FSETID",
+            Self::Setgid => "CAP_SETGID",
+            Self::Setuid => "CAP_SETUID",
+            Self::Setfcap => "CAP_SETFCAP",
+        }
+    }
 }
 
 /// Which privileged requests the broker serves.
@@ -165,37 +258,38 @@ pub struct DeviceConfig {
 }
 
 /// `--cache`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum CachePolicy {
-    /// Caches for one second.
+    /// Names and attributes are valid for a second, data until the file changes
     Auto,
-    /// Caches for a day.
+    /// All is valid for a day: only when nobody else writes in the share
     Always,
-    /// Caches names and attributes, not data.
+    /// Names and attributes are valid for a day, data is not cached
     Metadata,
-    /// Caches nothing.
+    /// Nothing is cached
     Never,
 }
 
 /// `--inode-file-handles`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum InodeFileHandles {
-    /// Every inode keeps an `O_PATH` fd.
+    /// Every inode that the guest knows keeps a file descriptor
     Never,
-    /// Sealed handles where the file system has them.
+    /// File handles where the file system has them, else file descriptors
+    #[value(alias = "fallback")]
     Prefer,
-    /// Sealed handles, or fail at start.
+    /// File handles; fail at start when the file system has none
     Mandatory,
 }
 
 /// A feature that can be negotiated (1.14's `--posix-acl=`, `--security-label=`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum Negotiate {
-    /// Refuse a guest that doesn't offer it.
+    /// Refuse a guest that doesn't offer it
     Always,
-    /// Use it when offered.
+    /// Use it when the guest offers it
     Auto,
-    /// Don't use it.
+    /// Don't use it
     Never,
 }
 
@@ -296,20 +390,20 @@ pub enum IdTranslation {
 }
 
 /// `--migration-mode`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum MigrationMode {
-    /// The stream holds paths.
+    /// The stream holds paths relative to the share
     FindPaths,
-    /// The stream holds file handles.
+    /// The stream holds file handles: both sides must share the same file system
     FileHandles,
 }
 
 /// `--migration-on-error`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum MigrationOnError {
-    /// Refuse the stream.
+    /// Refuse the stream; the source goes on
     Abort,
-    /// Take it; lost inodes answer errors.
+    /// Take it; the inodes that were lost answer errors
     GuestError,
 }
 
