@@ -186,7 +186,19 @@ impl EntryId {
 /// # Errors
 /// The kernel's.
 pub fn entry_id(directory: BorrowedFd<'_>, name: &CStr) -> Result<EntryId, Errno> {
-    let stat = statx(directory, name, libc::AT_SYMLINK_NOFOLLOW, libc::STATX_TYPE | libc::STATX_INO)?;
+    entry_of(directory, name, libc::AT_SYMLINK_NOFOLLOW)
+}
+
+/// The file that `fd` is.
+///
+/// # Errors
+/// The kernel's.
+pub fn own_id(fd: BorrowedFd<'_>) -> Result<EntryId, Errno> {
+    entry_of(fd, c"", libc::AT_EMPTY_PATH)
+}
+
+fn entry_of(directory: BorrowedFd<'_>, name: &CStr, flags: c_int) -> Result<EntryId, Errno> {
+    let stat = statx(directory, name, flags, libc::STATX_TYPE | libc::STATX_INO)?;
     Ok(EntryId {
         device: (stat.stx_dev_major, stat.stx_dev_minor),
         inode: stat.stx_ino,
