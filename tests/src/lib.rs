@@ -1,1 +1,3 @@
 //! Front ends, fixtures and helpers for the test suites.
+
+pub mod guest;
