@@ -9,6 +9,7 @@ use sandbox::id_maps::IdMapError;
 use sandbox::mounts::MountError;
 use sandbox::process::{ProcessError, SpawnError};
 use sandbox::rlimits::RlimitError;
+use sandbox::seccomp::SeccompError;
 use thiserror::Error;
 
 use super::launch::lock_file::LockError;
@@ -59,8 +60,12 @@ pub enum BrokerError {
     #[error("cannot open this program's own executable, /proc/self/exe, to start the worker: {0}. Is /proc mounted?")]
     OwnExecutable(Errno),
     /// The worker did not start.
-    #[error("cannot start the worker: {0}{}", no_namespaces_hint(.0))]
-    Spawn(#[from] SpawnError),
+    #[error("cannot start the worker: {source}{}", no_namespaces_hint(source))]
+    Spawn {
+        /// Why.
+        #[from]
+        source: SpawnError,
+    },
     /// Something about the running worker.
     #[error("the worker: {0}")]
     Process(#[from] ProcessError),
@@ -79,6 +84,9 @@ pub enum BrokerError {
     /// Giving up capabilities.
     #[error("cannot give up the broker's privileges: {0}")]
     Capabilities(#[from] CapabilityError),
+    /// The system-call filter.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// Another step of the broker's own confinement.
     #[error("cannot confine the broker ({step}): {errno}")]
     Confine {

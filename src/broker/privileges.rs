@@ -67,6 +67,16 @@ impl Privileges {
         result
     }
 
+    /// Runs `act`, which removes the daemon's own files, with `CAP_DAC_OVERRIDE` if it was kept for that.
+    pub fn clean_up(&self, act: impl FnOnce()) {
+        // Without the capability the files' directory is one that needs none.
+        let raised = self.raise(&[Capability::CAP_DAC_OVERRIDE]).is_ok();
+        act();
+        if raised {
+            self.lower();
+        }
+    }
+
     fn raise(&self, wanted: &[Capability]) -> Result<(), Errno> {
         let wanted = wanted.iter().copied().collect::<CapabilitySet>().union(self.standing);
         sys::set_capabilities(self.permitted, wanted)

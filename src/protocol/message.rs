@@ -3,6 +3,7 @@
 //! Most requests have one reply of the same name, and the worker has at most one request outstanding; which have
 //! none, how many fds each carries and when it may come is in [`super::phase`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use super::handle::SealedHandle;
 use super::log_line::LogLevel;
 use super::name::{EntryName, TrustedName};
 use super::{MAX_FDS, Services};
-use crate::config::{LandlockMode, SandboxMode, SeccompMode, WorkerConfig};
+use crate::config::{LandlockMode, SandboxMode, SeccompMode, WorkerCapability, WorkerConfig};
 
 /// Largest value of an extended attribute in bytes (`XATTR_SIZE_MAX`).
 pub const XATTR_SIZE_MAX: usize = 65536;
@@ -74,6 +75,8 @@ pub struct Start {
     pub seccomp: SeccompMode,
     /// `--landlock`
     pub landlock: LandlockMode,
+    /// The capabilities that the worker keeps in its own user namespace.
+    pub capabilities: BTreeSet<WorkerCapability>,
     /// What the share's fd is.
     pub share: ShareKind,
     /// Whether the share's fd is on a mount of its own.
@@ -100,7 +103,9 @@ pub enum ShareMount {
     Idmapped,
     /// A detached clone: `..` ends at its root.
     Detached,
-    /// The host's mount: only the worker's root directory, if it has one of its own, hides the rest.
+    /// The host's mount, as the broker can't make others. A worker in namespaces of its own starts with the share as
+    /// its working directory: it clones that in its own mount namespace, and its `/proc/self/fd` too, and uses the
+    /// clones in place of the fds that came with [`ToWorker::Start`].
     Host,
 }
 

@@ -12,6 +12,8 @@
 use std::ffi::CStr;
 use std::os::fd::RawFd;
 
+#[cfg(test)]
+pub(crate) mod arbitrary;
 pub mod bounded;
 pub mod channel;
 pub mod codec;

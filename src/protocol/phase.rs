@@ -150,12 +150,6 @@ pub enum Violation {
     /// A handle that this broker did not seal.
     #[error("a file handle that was not sealed here")]
     ForgedHandle,
-    /// A `trusted.*` name that the xattr map does not produce.
-    #[error("a trusted attribute that the xattr map does not produce")]
-    AttributeName,
-    /// A device for another user than the guest's root, or an id that the worker does not have.
-    #[error("a device node for a user that can't have asked for it")]
-    DeviceOwner,
 }
 
 /// Lets a request through, or not; gives the phase after it.

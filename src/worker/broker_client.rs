@@ -7,12 +7,12 @@
 //! the broker ends the worker then anyway.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
 
-use crate::protocol::bounded::{Bytes, List};
+use crate::protocol::bounded::List;
 use crate::protocol::channel::{Received, WorkerEnd};
 use crate::protocol::message::{LayerReport, MakeDevice, Start, TrustedXattr, XattrReply};
 use crate::protocol::{ChannelError, Errno, MAX_FDS, SealedHandle, ToBroker, ToWorker};

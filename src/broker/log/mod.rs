@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use log::{Level, Log, Metadata, Record};
 
 use crate::config::LogConfig;
-pub use forward::Forwarder;
+pub use forward::{Forwarder, LineLimit};
 use output::{Output, Origin};
 
 struct BrokerLogger {

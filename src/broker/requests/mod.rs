@@ -72,10 +72,10 @@ impl Server {
             ToBroker::Seal => Answer::Reply(seal::seal(self, &fds)?, Vec::new()),
             ToBroker::Reopen(sealed) => reopen::reopen(self, &sealed)?,
             ToBroker::MakeDevice(device) => {
-                Answer::Reply(make_device::make_device(self, &device, only(&fds)?)?, Vec::new())
+                Answer::Reply(make_device::make_device(self, &device, only(Kind::MakeDevice, &fds)?)?, Vec::new())
             },
             ToBroker::TrustedXattr(request) => {
-                Answer::Reply(trusted_xattr::trusted_xattr(self, &request, only(&fds)?), Vec::new())
+                Answer::Reply(trusted_xattr::trusted_xattr(self, &request, only(Kind::TrustedXattr, &fds)?), Vec::new())
             },
         };
         self.phase = next;
@@ -84,10 +84,10 @@ impl Server {
 }
 
 /// The one fd that the gate has counted.
-fn only(fds: &[OwnedFd]) -> Result<BorrowedFd<'_>, Violation> {
+fn only(kind: Kind, fds: &[OwnedFd]) -> Result<BorrowedFd<'_>, Violation> {
     match fds {
         [fd] => Ok(fd.as_fd()),
-        _ => Err(Violation::FdCount { kind: Kind::MakeDevice, fds: fds.len() }),
+        _ => Err(Violation::FdCount { kind, fds: fds.len() }),
     }
 }
 

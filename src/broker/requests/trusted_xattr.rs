@@ -24,12 +24,25 @@ pub enum TrustedNames {
     All,
     /// Those that some guest name becomes.
     Mapped(XattrMap),
+    /// None.
+    None,
 }
 
 impl TrustedNames {
+    /// Those of `--xattrmap`. Its text was checked with the configuration; one that is wrong all the same allows
+    /// nothing.
+    pub fn of(xattrmap: Option<&str>) -> Self {
+        match xattrmap.map(str::parse) {
+            None => Self::All,
+            Some(Ok(map)) => Self::Mapped(map),
+            Some(Err(_)) => Self::None,
+        }
+    }
+
     fn allows(&self, name: &[u8]) -> bool {
         match self {
             Self::All => true,
+            Self::None => false,
             Self::Mapped(map) => map.can_produce(name),
         }
     }
