@@ -78,7 +78,7 @@ impl<'de, const MIN: usize, const MAX: usize> Deserialize<'de> for Bytes<MIN, MA
 }
 
 /// At most `MAX` values.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct List<T, const MAX: usize>(Vec<T>);
 
 impl<T, const MAX: usize> List<T, MAX> {

@@ -71,7 +71,7 @@ fn a_good_worker_walks_through_the_phases() {
     // It ends when the test closes its standard input.
     let (mut device, channel, stdin) = device("read line; exit 0");
     let mut worker = WorkerEnd::for_worker(channel);
-    worker.send(&ToBroker::Confined(List::default()), &[]).unwrap();
+    worker.send(&ToBroker::Confined(List::new(Vec::new()).unwrap()), &[]).unwrap();
     worker.send(&ToBroker::Attached, &[]).unwrap();
     drop((worker, stdin));
     assert_eq!(device.serve().unwrap(), Outcome::Disconnected);
@@ -85,7 +85,7 @@ fn a_violation_ends_the_worker() {
     let first_messages: [&dyn Fn(&mut WorkerEnd); 5] = [
         &|worker| worker.send(&ToBroker::Attached, &[]).unwrap(),
         &|worker| worker.send(&ToBroker::Seal, &[null.as_fd()]).unwrap(),
-        &|worker| worker.send(&ToBroker::Confined(List::default()), &[null.as_fd()]).unwrap(),
+        &|worker| worker.send(&ToBroker::Confined(List::new(Vec::new()).unwrap()), &[null.as_fd()]).unwrap(),
         &|worker| {
             nix::sys::socket::send(worker.as_fd().as_raw_fd(), b"garbage", nix::sys::socket::MsgFlags::empty()).unwrap();
         },
