@@ -1,6 +1,9 @@
 //! System call policies: what the data says, what the compiled programs do on every architecture, and what the
 //! running kernel does with them.
 
+// Clippy's allowances for tests reach only functions marked #[test], not their helpers.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 #[path = "seccomp/bpf.rs"]
 mod bpf;
 #[path = "seccomp/cases.rs"]

@@ -26,13 +26,13 @@ pub struct Call {
 
 impl Call {
     fn word(&self, offset: u32) -> u32 {
-        assert_eq!(offset % 4, 0, "unaligned load");
+        assert!(offset.is_multiple_of(4), "unaligned load");
         match offset {
             0 => self.number,
             4 => self.arch,
             16..=60 => {
                 let arg = self.args[(offset as usize - 16) / 8];
-                if offset % 8 == 0 { arg as u32 } else { (arg >> 32) as u32 }
+                if offset.is_multiple_of(8) { arg as u32 } else { (arg >> 32) as u32 }
             }
             _ => panic!("load from offset {offset}"),
         }

@@ -34,12 +34,3 @@ pub fn run(body: impl FnOnce() -> i32) -> End {
         },
     }
 }
-
-/// A raw system call: 0 or the error number.
-pub fn syscall(number: u32, args: [u64; 6]) -> i32 {
-    let [a, b, c, d, e, f] = args;
-    // SAFETY: the callers' arguments name no memory, or only memory of this short-lived process that nothing
-    // uses afterwards.
-    let result = unsafe { libc::syscall(i64::from(number), a, b, c, d, e, f) };
-    if result == -1 { std::io::Error::last_os_error().raw_os_error().unwrap() } else { 0 }
-}

@@ -233,7 +233,7 @@ fn calls_without_argument_tests_are_cached_and_openat_is_short() {
         if setup.name.contains("/worker") {
             let (outcome, steps) = run(&program, &setup.call("openat", [5, 0, 0, 0, 0, 0]));
             assert_eq!(outcome, Outcome::Allow);
-            assert!(steps <= 10, "{}: openat takes {steps} instructions", setup.name);
+            assert!(steps <= 8, "{}: openat takes {steps} instructions", setup.name);
         }
         assert!(program.len() < 350, "{}: {} instructions", setup.name, program.len());
     }
