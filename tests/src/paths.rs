@@ -15,7 +15,11 @@ pub fn profile_dir() -> PathBuf {
     let exe = std::env::current_exe().expect("the path of this executable");
     let dir = exe.parent().expect("an executable lies in a directory");
     // Test executables lie one level deeper, in `deps`.
-    if dir.ends_with("deps") { dir.parent().expect("deps lies in a profile").to_owned() } else { dir.to_owned() }
+    if dir.ends_with("deps") {
+        dir.parent().expect("deps lies in a profile").to_owned()
+    } else {
+        dir.to_owned()
+    }
 }
 
 /// Cargo's target directory: the nearest one above this executable that has cargo's cache tag.

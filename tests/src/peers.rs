@@ -194,13 +194,16 @@ fn fetch_upstream(version: UpstreamVersion, work: &Path, cache: &Path) -> io::Re
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // Not our own workspace's toolchain settings or flags: what a user would get.
     cargo.current_dir(work).env("CARGO_TARGET_DIR", work.join("build")).env_remove("RUSTFLAGS");
-    cargo.args(["install", "--quiet", "--locked", "virtiofsd", "--version", version.number(), "--root"]).arg(root);
+    cargo
+        .args(["install", "--quiet", "--locked", "virtiofsd", "--version", version.number(), "--root"])
+        .arg(root);
     succeed(&mut cargo)
 }
 
 fn fetch_c(work: &Path, cache: &Path) -> io::Result<()> {
     succeed(Command::new("apt-get").current_dir(work).args(["download", "qemu-system-common=1:7.2*"]))?;
-    let package = fs::read_dir(work)?.next().ok_or_else(|| io::Error::other("apt-get downloaded nothing"))??;
+    let package =
+        fs::read_dir(work)?.next().ok_or_else(|| io::Error::other("apt-get downloaded nothing"))??;
     // Unpacked beside its place and then renamed, so that an interrupted run leaves no half of it.
     let unpacked = work.join("unpacked");
     succeed(Command::new("dpkg").arg("-x").arg(package.path()).arg(&unpacked))?;

@@ -415,8 +415,11 @@ fn framing_does_not_matter() {
         let slot = queue.take().unwrap();
         queue.request(slot).write(0, &message);
         let request = (0..message.len() as u32).map(|offset| Segment { writable: false, offset, len: 1 });
-        let reply_pieces =
-            (0..reply).step_by(7).map(|offset| Segment { writable: true, offset, len: 7.min(reply - offset) });
+        let reply_pieces = (0..reply).step_by(7).map(|offset| Segment {
+            writable: true,
+            offset,
+            len: 7.min(reply - offset),
+        });
         queue.submit_segments(slot, &request.chain(reply_pieces).collect::<Vec<_>>());
         queue.flush();
         let done = queue.wait().unwrap();
@@ -558,7 +561,8 @@ fn state_moves_between_upstream_releases() {
 fn a_broken_device_state_is_refused() {
     bounded(LIMIT, || {
         let share = Share::new();
-        let daemon = DaemonCommand::serving(&Implementation::Upstream(UpstreamVersion::V1_13_3), share.path());
+        let daemon =
+            DaemonCommand::serving(&Implementation::Upstream(UpstreamVersion::V1_13_3), share.path());
         let daemon = daemon.start();
         let device = Device::connect(daemon.connect(), DeviceConfig::default()).unwrap();
         device.load_state(b"\xff\xff\xff no state").unwrap_err();

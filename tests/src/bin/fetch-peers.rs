@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use tests::peers::{self, Implementation, PEERS};
 
 fn main() -> ExitCode {
-    let wanted: Result<Vec<Implementation>, String> = std::env::args().skip(1).map(|arg| arg.parse()).collect();
+    let wanted: Result<Vec<Implementation>, String> =
+        std::env::args().skip(1).map(|arg| arg.parse()).collect();
     let wanted = match wanted {
         Ok(list) if list.is_empty() => PEERS.to_vec(),
         Ok(list) if list.iter().all(|peer| PEERS.contains(peer)) => list,

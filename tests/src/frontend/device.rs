@@ -124,7 +124,11 @@ impl Device {
 
     /// [`Device::connect`] for a guest that exists: the destination of a migration in this process, or a guest
     /// with a special memory layout.
-    pub fn connect_guest(stream: UnixStream, config: DeviceConfig, memory: Arc<GuestMemory>) -> Result<Device> {
+    pub fn connect_guest(
+        stream: UnixStream,
+        config: DeviceConfig,
+        memory: Arc<GuestMemory>,
+    ) -> Result<Device> {
         let mut connection = Connection::new(stream, config.limit);
         let offered = connection.call(Request::GetFeatures, &[], &[])?.as_u64()?;
         let mut protocol = 0;
@@ -236,7 +240,8 @@ impl Device {
     pub fn resume(&mut self, queues: &[&Queue], bases: &[u16]) -> Result<()> {
         assert_eq!(queues.len(), bases.len(), "an index for each ring");
         for (index, (queue, base)) in (0..).zip(queues.iter().zip(bases)) {
-            let tell = |request, payload: &[u8], fds: &[BorrowedFd<'_>]| self.connection.tell(request, payload, fds);
+            let tell =
+                |request, payload: &[u8], fds: &[BorrowedFd<'_>]| self.connection.tell(request, payload, fds);
             tell(Request::SetVringNum, &vring_state(index, u32::from(queue.ring().size())), &[])?;
             tell(Request::SetVringBase, &vring_state(index, u32::from(*base)), &[])?;
             tell(Request::SetVringAddr, &self.ring_addresses(index, queue).to_bytes(), &[])?;

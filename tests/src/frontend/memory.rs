@@ -38,7 +38,8 @@ impl Region {
     /// A new region of zeros at this guest address. `size` is rounded up to pages.
     pub fn new(guest: u64, size: usize) -> Result<Region> {
         let size = NonZeroUsize::new(size.next_multiple_of(PAGE)).expect("a region has a size");
-        let file = memfd_create("guest-memory", MFdFlags::MFD_CLOEXEC).map_err(Error::system("make a memfd"))?;
+        let file =
+            memfd_create("guest-memory", MFdFlags::MFD_CLOEXEC).map_err(Error::system("make a memfd"))?;
         let length = i64::try_from(size.get()).expect("a region is smaller than 8 EiB");
         ftruncate(&file, length).map_err(Error::system("size a memfd"))?;
         // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing of ours.
@@ -148,7 +149,11 @@ impl GuestBuffer {
     }
 
     fn pointer(&self, at: usize, len: usize) -> *mut u8 {
-        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "{at}+{len} is outside of {}", self.len);
+        assert!(
+            at.checked_add(len).is_some_and(|end| end <= self.len),
+            "{at}+{len} is outside of {}",
+            self.len
+        );
         // SAFETY: just checked: `at` lies in the buffer.
         unsafe { self.as_ptr().add(at) }
     }

@@ -164,9 +164,8 @@ impl Connection {
         let mut header = [0; HEADER_SIZE];
         let mut fds = Vec::new();
         self.receive_exact(&mut header, &mut fds)?;
-        let [request, flags, size] = [0, 4, 8].map(|at| {
-            u32::from_ne_bytes(*header[at..].first_chunk().expect("three numbers of four bytes"))
-        });
+        let [request, flags, size] = [0, 4, 8]
+            .map(|at| u32::from_ne_bytes(*header[at..].first_chunk().expect("three numbers of four bytes")));
         let size = size as usize;
         if size > MAX_PAYLOAD {
             return Err(Error::Protocol(format!("a payload of {size} bytes for request {request}")));
@@ -249,7 +248,9 @@ impl VringAddresses {
     /// The payload.
     pub fn to_bytes(self) -> Vec<u8> {
         let mut bytes = vring_state(self.index, self.flags);
-        bytes.extend([self.descriptors, self.used, self.available, self.log].into_iter().flat_map(u64::to_ne_bytes));
+        bytes.extend(
+            [self.descriptors, self.used, self.available, self.log].into_iter().flat_map(u64::to_ne_bytes),
+        );
         bytes
     }
 }

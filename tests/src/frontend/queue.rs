@@ -401,6 +401,25 @@ impl Queue {
         Ok(())
     }
 
+    /// Sends one message, in Linux's shape without file data, and waits for it: as many bytes of its reply as
+    /// the daemon says that it wrote. For the slow path; it allocates.
+    pub fn exchange(&mut self, message: &[u8], reply_len: usize) -> Result<Vec<u8>> {
+        let shape = Shape::new(message.len() as u32, 0, reply_len as u32, 0);
+        let slot = self.take().expect("a free slot for one more request");
+        self.request(slot).write(shape.start as usize, message);
+        self.submit(slot, shape);
+        self.flush();
+        let completion = self.wait()?;
+        assert_eq!(completion.slot, slot, "only one request is in flight");
+        if completion.len > shape.reply {
+            return Err(Error::Protocol(format!("{} bytes written in {reply_len}", completion.len)));
+        }
+        let (buffer, start) = self.reply(slot);
+        let reply = buffer.to_vec(start, completion.len as usize);
+        self.put(slot);
+        Ok(reply)
+    }
+
     /// Before sleeping on [`Queue::call_fd`]: asks for a call; `true` when there is something to take now.
     pub fn arm(&mut self) -> bool {
         self.ring.enable_calls()
@@ -460,7 +479,8 @@ mod tests {
     fn a_write_is_cut_as_linux_cuts_it() {
         let head = HEADROOM as u32;
         let segments: Vec<Segment> = Shape::new(80, 4097, 24, 0).segments().collect();
-        let expected = [(false, head - 80, 40), (false, head - 40, 40), (false, head, 4096), (false, head + 4096, 1)];
+        let expected =
+            [(false, head - 80, 40), (false, head - 40, 40), (false, head, 4096), (false, head + 4096, 1)];
         let reply = [(true, head - 24, 16), (true, head - 8, 8)];
         let expected = expected.into_iter().chain(reply);
         let expected: Vec<_> =

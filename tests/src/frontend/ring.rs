@@ -164,7 +164,8 @@ impl SplitRing {
         // index and then read its wish. Both need a full barrier in between.
         fence(Ordering::SeqCst);
         if self.event_index {
-            let wish = self.used.load_u16(USED_RING + usize::from(self.size) * USED_ELEMENT, Ordering::Relaxed);
+            let wish =
+                self.used.load_u16(USED_RING + usize::from(self.size) * USED_ELEMENT, Ordering::Relaxed);
             wants_event(wish, self.published, old)
         } else {
             self.used.load_u16(USED_FLAGS, Ordering::Relaxed) & USED_NO_NOTIFY == 0 && old != self.published
@@ -186,9 +187,8 @@ impl SplitRing {
         let at = USED_RING + usize::from(self.next_used & (self.size - 1)) * USED_ELEMENT;
         let element: [u8; USED_ELEMENT] = self.used.read_array(at);
         self.next_used = self.next_used.wrapping_add(1);
-        let [head, len] = [0, 4].map(|i| {
-            u32::from_le_bytes(*element[i..].first_chunk().expect("two numbers of four bytes"))
-        });
+        let [head, len] = [0, 4]
+            .map(|i| u32::from_le_bytes(*element[i..].first_chunk().expect("two numbers of four bytes")));
         Some(Used { head, len })
     }
 

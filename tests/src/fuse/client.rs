@@ -159,20 +159,13 @@ impl Client {
     /// Sends any bytes and returns as many bytes of the reply as the daemon says that it wrote; nothing is
     /// checked but that it doesn't claim more than there is room for.
     pub fn raw_message(&mut self, message: &[u8], reply_len: usize) -> Vec<u8> {
-        let [head, reply] = [message.len(), reply_len].map(|size| u32::try_from(size).expect("small"));
-        let shape = Shape::new(head, 0, reply, 0);
-        let slot = self.queue.take().expect("this client has one request at a time");
-        self.queue.request(slot).write(shape.start as usize, message);
-        self.queue.submit(slot, shape);
-        self.queue.flush();
-        let completion = self.queue.wait().unwrap_or_else(|e| panic!("a raw message: {e}"));
-        assert!(completion.len <= reply, "{} bytes in {reply}", completion.len);
-        take_message(&mut self.queue, completion)
+        self.queue.exchange(message, reply_len).unwrap_or_else(|e| panic!("a raw message: {e}"))
     }
 
     fn fixed<T: FromBytes>(&mut self, op: u32, node: u64, args: &[&[u8]]) -> Result<T> {
         let body = self.call(op, node, args, &[], Reply::Fixed(size_of::<T>()))?;
-        Ok(T::read_from_bytes(&body).unwrap_or_else(|_| panic!("opcode {op}: a reply of {} bytes", body.len())))
+        Ok(T::read_from_bytes(&body)
+            .unwrap_or_else(|_| panic!("opcode {op}: a reply of {} bytes", body.len())))
     }
 
     fn empty(&mut self, op: u32, node: u64, args: &[&[u8]]) -> Result<()> {
@@ -266,12 +259,23 @@ impl Client {
     }
 
     /// SYMLINK.
-    pub fn symlink(&mut self, parent: u64, name: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> Result<wire::EntryOut> {
+    pub fn symlink(
+        &mut self,
+        parent: u64,
+        name: impl AsRef<OsStr>,
+        to: impl AsRef<OsStr>,
+    ) -> Result<wire::EntryOut> {
         self.fixed(opcode::SYMLINK, parent, &[&terminated(name), &terminated(to)])
     }
 
     /// MKNOD.
-    pub fn mknod(&mut self, parent: u64, name: impl AsRef<OsStr>, mode: u32, rdev: u32) -> Result<wire::EntryOut> {
+    pub fn mknod(
+        &mut self,
+        parent: u64,
+        name: impl AsRef<OsStr>,
+        mode: u32,
+        rdev: u32,
+    ) -> Result<wire::EntryOut> {
         let request = wire::MknodIn { mode, rdev, umask: self.umask, padding: 0 };
         self.fixed(opcode::MKNOD, parent, &[request.as_bytes(), &terminated(name)])
     }
@@ -327,9 +331,14 @@ impl Client {
     }
 
     /// CREATE.
-    pub fn create(&mut self, parent: u64, name: impl AsRef<OsStr>, flags: i32, mode: u32) -> Result<wire::CreateOut> {
-        let request =
-            wire::CreateIn { flags: flags.cast_unsigned(), mode, umask: self.umask, open_flags: 0 };
+    pub fn create(
+        &mut self,
+        parent: u64,
+        name: impl AsRef<OsStr>,
+        flags: i32,
+        mode: u32,
+    ) -> Result<wire::CreateOut> {
+        let request = wire::CreateIn { flags: flags.cast_unsigned(), mode, umask: self.umask, open_flags: 0 };
         self.fixed(opcode::CREATE, parent, &[request.as_bytes(), &terminated(name)])
     }
 
@@ -414,7 +423,8 @@ impl Client {
     /// READDIR: the entries of one reply of at most `size` bytes.
     pub fn readdir(&mut self, node: u64, fh: u64, offset: u64, size: u32) -> Result<Vec<DirEntry>> {
         let request = wire::ReadIn { fh, offset, size, ..Default::default() };
-        let data = self.call(opcode::READDIR, node, &[request.as_bytes()], &[], Reply::Pages(size as usize))?;
+        let data =
+            self.call(opcode::READDIR, node, &[request.as_bytes()], &[], Reply::Pages(size as usize))?;
         Ok(dir_entries(&data, false))
     }
 

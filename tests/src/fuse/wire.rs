@@ -284,6 +284,9 @@ mod tests {
         assert_eq!((size_of::<InitIn>(), size_of::<InitOut>(), size_of::<StatfsOut>()), (64, 64, 80));
         assert_eq!((size_of::<CreateOut>(), size_of::<Statx>(), size_of::<StatxOut>()), (144, 256, 288));
         assert_eq!((size_of::<Dirent>(), size_of::<Direntplus>(), size_of::<LkIn>()), (24, 152, 48));
-        assert_eq!((size_of::<CopyFileRangeIn>(), size_of::<FallocateIn>(), size_of::<LseekIn>()), (56, 32, 24));
+        assert_eq!(
+            (size_of::<CopyFileRangeIn>(), size_of::<FallocateIn>(), size_of::<LseekIn>()),
+            (56, 32, 24)
+        );
     }
 }
