@@ -92,7 +92,10 @@ impl DaemonCommand {
                 Some(listener)
             }
             Handover::Path => {
-                command.arg("--socket-path").arg(&socket);
+                // With "=", which the C daemon needs and the others take.
+                let mut option = OsString::from("--socket-path=");
+                option.push(&socket);
+                command.arg(option);
                 None
             }
             Handover::None => None,
@@ -229,9 +232,11 @@ impl Drop for Daemon {
                 let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
             let _ = self.child.wait();
+            if !self.output.wait_for_end(PATIENCE) {
+                eprintln!("a process that daemon {} started survived a SIGKILL", self.pid());
+            }
         }
         if thread::panicking() {
-            self.output.wait_for_end(Duration::from_secs(1));
             eprintln!("--- stderr of the daemon {}:\n{}---", self.pid(), self.stderr());
         }
     }

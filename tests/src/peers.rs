@@ -109,10 +109,9 @@ impl Implementation {
     pub fn share_arguments(&self, dir: &Path) -> Vec<OsString> {
         match self {
             Implementation::C => {
-                // It exits when it can't raise the limit of open files to its default.
                 let mut source = OsString::from("source=");
                 source.push(dir);
-                vec!["-o".into(), source, "-o".into(), "log_level=info".into()]
+                vec!["-o".into(), source]
             }
             _ => vec!["--shared-dir".into(), dir.into()],
         }

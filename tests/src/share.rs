@@ -3,16 +3,17 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::paths;
 
-/// A new, empty directory that is removed on drop. Removal doesn't cross into a mounted file system: what
-/// lies below a mount point in it stays untouched (and the removal fails, which is reported).
+/// A new, empty directory that is removed on drop. Removal doesn't cross into another file system: what is
+/// mounted in it stays untouched (and the removal fails, which is reported).
 #[derive(Debug)]
 pub struct TempDir {
     path: PathBuf,
+    device: u64,
 }
 
 impl TempDir {
@@ -32,7 +33,8 @@ impl TempDir {
         let template = parent.join("vfs-test-XXXXXX");
         let path = nix::unistd::mkdtemp(&template)
             .unwrap_or_else(|e| panic!("cannot make a directory like {}: {e}", template.display()));
-        TempDir { path }
+        let device = fs::symlink_metadata(&path).expect("stat of an own directory").dev();
+        TempDir { path, device }
     }
 
     /// Its path.
@@ -43,13 +45,25 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        match fs::remove_dir_all(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                eprintln!("cannot remove {}: {e}", self.path.display());
-            }
-            _ => {}
+        if let Err(e) = remove_tree(&self.path, self.device) {
+            eprintln!("cannot remove {}: {e}", self.path.display());
         }
     }
+}
+
+/// Removes a directory with all that lies in it on its own file system.
+fn remove_tree(path: &Path, device: u64) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    if metadata.dev() != device {
+        return Err(io::Error::other(format!("another file system is mounted on {}", path.display())));
+    }
+    if !metadata.is_dir() {
+        return fs::remove_file(path);
+    }
+    for entry in fs::read_dir(path)? {
+        remove_tree(&entry?.path(), device)?;
+    }
+    fs::remove_dir(path)
 }
 
 /// A directory to be served, with helpers to look at it from the host's side.

@@ -371,3 +371,23 @@ pub(super) fn forward_init(
     nix::unistd::write(fuse, &reply).map_err(MountError::kernel("answer INIT", mountpoint))?;
     Ok(init)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Pending, fault_of};
+    use crate::fuse::wire::{OutHeader, opcode};
+
+    #[test]
+    fn replies_are_checked_as_a_guest_checks_them() {
+        let pending = Pending { opcode: opcode::GETATTR, unique: 4, room: 120 };
+        let fault = |used, len, error, unique| fault_of(used, &OutHeader { len, error, unique }, pending);
+        assert_eq!(fault(120, 120, 0, 4), None);
+        assert_eq!(fault(16, 16, -2, 4), None);
+        assert_eq!(fault(0, 0, 0, 4), Some("no header"));
+        assert_eq!(fault(121, 121, 0, 4), Some("more than there is room for"));
+        assert_eq!(fault(120, 119, 0, 4), Some("the lengths differ"));
+        assert_eq!(fault(120, 120, 0, 6), Some("another request's reply"));
+        assert_eq!(fault(16, 16, 2, 4), Some("no errno"));
+        assert_eq!(fault(120, 120, -2, 4), Some("an error with data"));
+    }
+}

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::memory::{GuestBuffer, GuestMemory, PAGE};
-use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, DESCRIPTOR_SIZE, Descriptor, SplitRing};
+use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, DESCRIPTOR_SIZE, Descriptor, SplitRing, Used};
 use super::{Error, Result};
 use crate::processes::remaining;
 
@@ -356,22 +356,32 @@ impl Queue {
 
     /// Takes the next request that the daemon returned, if there is one.
     pub fn poll(&mut self) -> Result<Option<Completion>> {
-        let Some(used) = self.ring.pop() else { return Ok(None) };
+        self.ring.pop().map(|used| self.claim(used)).transpose()
+    }
+
+    /// Waits for the next request that the daemon returns, at most the configured limit.
+    pub fn wait(&mut self) -> Result<Completion> {
+        let used = self.wait_used()?;
+        self.claim(used)
+    }
+
+    /// Finds the slot that the daemon returned.
+    fn claim(&mut self, used: Used) -> Result<Completion> {
         let stride = u32::from(self.stride());
         let index = (used.head / stride) as usize;
         match self.slots.get_mut(index) {
-            Some(slot) if slot.in_flight && used.head % stride == 0 => {
+            Some(slot) if slot.in_flight && used.head.is_multiple_of(stride) => {
                 slot.in_flight = false;
-                Ok(Some(Completion { slot: SlotId(index as u16), len: used.len }))
+                Ok(Completion { slot: SlotId(index as u16), len: used.len })
             }
             _ => Err(Error::Protocol(format!("{used:?} was returned but not in flight"))),
         }
     }
 
-    /// Waits for the next request that the daemon returns, at most the configured limit.
-    pub fn wait(&mut self) -> Result<Completion> {
-        if let Some(completion) = self.poll()? {
-            return Ok(completion);
+    /// Waits for whatever the daemon returns next: for chains that a test made by hand.
+    pub fn wait_used(&mut self) -> Result<Used> {
+        if let Some(used) = self.ring.pop() {
+            return Ok(used);
         }
         let end = Instant::now() + self.config.limit;
         loop {
@@ -379,8 +389,8 @@ impl Queue {
                 Wait::Spin => (0..4096).for_each(|_| std::hint::spin_loop()),
                 Wait::Sleep => self.sleep(end)?,
             }
-            if let Some(completion) = self.poll()? {
-                return Ok(completion);
+            if let Some(used) = self.ring.pop() {
+                return Ok(used);
             }
             if Instant::now() >= end {
                 return Err(Error::Timeout { doing: "waited for a reply", limit: self.config.limit });
