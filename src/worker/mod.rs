@@ -3,4 +3,6 @@
 //! The walk of one request, in order: [`queue`](self) → `buffers` → `fuse` (decode) → `dispatch` → `fs` →
 //! `fuse` (encode) → queue.
 
+pub mod broker_client;
 pub mod fuse;
+pub mod log;
