@@ -100,7 +100,7 @@ impl Line {
 
 impl fmt::Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.chars().flat_map(EscapedChar::new) {
+        for byte in text.chars().flat_map(escaped) {
             // The last byte stays free for the newline.
             if self.len == MAX_LINE - 1 {
                 return Err(fmt::Error);
