@@ -8,6 +8,7 @@ pub mod broker_client;
 pub mod buffers;
 mod confine;
 mod device;
+mod dirty_log;
 mod dispatch;
 pub mod fs;
 pub mod fuse;
