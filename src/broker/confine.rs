@@ -22,7 +22,9 @@ struct Keep {
 
 /// What each service needs, and nothing else.
 fn needed(services: Services, own: CapabilitySet, clean_up: bool) -> Keep {
-    use Capability::{CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_MKNOD, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN};
+    use Capability::{
+        CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_MKNOD, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN,
+    };
     let none = CapabilitySet::EMPTY;
     let standing = if services.handles { none.with(CAP_DAC_READ_SEARCH) } else { none };
     let mut permitted = standing;
@@ -48,7 +50,8 @@ fn clean_up_needs_capability(files: Option<&SocketFiles>, own: CapabilitySet) ->
     if probe.stand_down().is_err() {
         return false;
     }
-    let denied = faccessat(files.directory(), c".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS);
+    let denied =
+        faccessat(files.directory(), c".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS);
     let all = Privileges::new(own, own);
     denied.is_err() && all.stand_down().is_ok()
 }

@@ -57,7 +57,9 @@ pub enum BrokerError {
         source: io::Error,
     },
     /// This program can't be opened to start the worker from.
-    #[error("cannot open this program's own executable, /proc/self/exe, to start the worker: {0}. Is /proc mounted?")]
+    #[error(
+        "cannot open this program's own executable, /proc/self/exe, to start the worker: {0}. Is /proc mounted?"
+    )]
     OwnExecutable(Errno),
     /// The worker did not start.
     #[error("cannot start the worker: {source}{}", no_namespaces_hint(source))]
@@ -107,7 +109,7 @@ fn no_namespaces_hint(error: &SpawnError) -> &'static str {
     match error {
         SpawnError::Clone { .. } => {
             ". If this system can't give namespaces, --sandbox=chroot or none goes without, with less confinement"
-        },
+        }
         _ => "",
     }
 }

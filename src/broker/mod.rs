@@ -46,7 +46,10 @@ use services::Offer;
 ///
 /// # Errors
 /// [`BrokerError`] for everything that keeps the device from being served; nothing is left behind then.
-pub fn run<W: Display>(config: &Config, warnings: impl IntoIterator<Item = W>) -> Result<Outcome, BrokerError> {
+pub fn run<W: Display>(
+    config: &Config,
+    warnings: impl IntoIterator<Item = W>,
+) -> Result<Outcome, BrokerError> {
     let listener = Listener::open(&config.socket);
     log::init(config.log);
     for warning in warnings {
@@ -63,7 +66,7 @@ pub fn run<W: Display>(config: &Config, warnings: impl IntoIterator<Item = W>) -
             let outcome = device.serve();
             device.server.privileges.clean_up(|| files.map(SocketFiles::remove).unwrap_or_default());
             outcome
-        },
+        }
     }
 }
 

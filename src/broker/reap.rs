@@ -30,25 +30,26 @@ pub fn explain(exit: Exit) -> Option<String> {
         Exit::Status(0) => return None,
         Exit::Status(status) => {
             return Some(format!("the worker failed with status {status}; its own lines above say why"));
-        },
+        }
         Exit::Signal { signal, .. } => signal,
     };
     let meaning = match Signal::try_from(signal) {
         Ok(Signal::SIGSYS) => {
             "it made a system call that its seccomp policy does not have. That is an attack from the guest, or a gap in \
              the policy: the kernel's log names the call (audit type 1326), --seccomp=log finds more of them"
-        },
+        }
         Ok(Signal::SIGBUS) => {
             "guest memory that the front end had shared was gone when it was used: the front end cut the memory's file \
              short, or the host could not provide a page of it (huge pages, /dev/shm size, memory error)"
-        },
+        }
         Ok(Signal::SIGKILL) => {
             "somebody killed it: the kernel when memory ran out (see its log for \"oom\"), a resource limit, or an operator"
-        },
-        Ok(Signal::SIGABRT) => "it found itself in a state that must not be, and gave up; its own lines above say which",
-        Ok(Signal::SIGSEGV | Signal::SIGILL | Signal::SIGFPE | Signal::SIGTRAP) => {
-            "it crashed: a bug in this program, perhaps one that the guest can reach. Please report it"
-        },
+        }
+        // In a pid namespace of its own, as process 1, a worker that aborts ends by SIGSEGV: SIGABRT does nothing to it.
+        Ok(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGILL | Signal::SIGFPE | Signal::SIGTRAP) => {
+            "it crashed, or gave up in a state that must not be: a bug in this program, perhaps one that the guest can \
+             reach. Its own lines above, if any, say more; please report it"
+        }
         Ok(Signal::SIGXCPU | Signal::SIGXFSZ) => "it reached a resource limit",
         _ => "nobody expected that signal",
     };

@@ -14,12 +14,12 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sandbox::process::{Child, Exit};
 
+use super::BrokerError;
 use super::log::{Forwarder, LineLimit, write_worker_line};
 use super::reap::{self, Outcome};
 use super::requests::{Answer, Server};
-use super::BrokerError;
-use crate::protocol::channel::Received;
 use crate::protocol::BrokerEnd;
+use crate::protocol::channel::Received;
 
 /// How long a worker that has closed its channel may take to end.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
@@ -79,7 +79,13 @@ struct Ready {
 
 impl Device {
     /// Puts the parts together.
-    pub fn new(server: Server, worker: Child, channel: BrokerEnd, log_pipe: OwnedFd, signals: SignalFd) -> Self {
+    pub fn new(
+        server: Server,
+        worker: Child,
+        channel: BrokerEnd,
+        log_pipe: OwnedFd,
+        signals: SignalFd,
+    ) -> Self {
         let forwarder = Forwarder::new(LineLimit::for_level(log::max_level()), Instant::now());
         let (channel, log_pipe) = (Some(channel), Some(log_pipe.into()));
         Self { server, worker, channel, log_pipe, forwarder, signals, ending: None }
@@ -120,7 +126,7 @@ impl Device {
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         match poll(&mut fds, self.timeout()) {
-            Ok(_) => {},
+            Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Ready::default()),
             Err(errno) => return Err(BrokerError::Poll(errno)),
         }
@@ -158,25 +164,25 @@ impl Device {
                 let deadline = Instant::now() + EXIT_GRACE;
                 self.ending.get_or_insert(Ending { deadline, killed: false, outcome: None });
                 return Ok(());
-            },
+            }
             Err(error) => return self.violation(&error),
         };
         let reply = match self.server.handle(request, fds) {
             Ok(Answer::Reply(reply, fds)) => {
                 let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
                 channel.send(&reply, &fds)
-            },
+            }
             Ok(Answer::Confined(reports)) => {
                 for report in reports {
                     log::warn!("{report}");
                 }
                 log::info!("Waiting for vhost-user socket connection...");
                 Ok(())
-            },
+            }
             Ok(Answer::Attached) => {
                 log::info!("Client connected, servicing requests");
                 Ok(())
-            },
+            }
             Err(violation) => return self.violation(&violation),
         };
         match reply {
@@ -195,9 +201,10 @@ impl Device {
     }
 
     fn kill(&mut self, outcome: Outcome) -> Result<(), BrokerError> {
+        // First the signal: a worker that sees its channel close can no longer act on it.
+        self.worker.kill()?;
         self.channel = None;
         let already = self.ending.take().filter(|ending| ending.killed).and_then(|ending| ending.outcome);
-        self.worker.kill()?;
         let deadline = Instant::now() + KILL_GRACE;
         self.ending = Some(Ending { deadline, killed: true, outcome: already.or(Some(outcome)) });
         Ok(())
@@ -209,14 +216,18 @@ impl Device {
         match pipe.read(&mut chunk) {
             Ok(0) => self.log_pipe = None,
             Ok(len) => {
-                self.forwarder.feed(chunk.get(..len).unwrap_or_default(), Instant::now(), &mut write_worker_line);
-            },
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {},
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {},
+                self.forwarder.feed(
+                    chunk.get(..len).unwrap_or_default(),
+                    Instant::now(),
+                    &mut write_worker_line,
+                );
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 log::warn!("cannot read the worker's log any more: {error}");
                 self.log_pipe = None;
-            },
+            }
         }
     }
 
@@ -246,11 +257,11 @@ impl Device {
             None => {
                 log::info!("Client disconnected, shutting down");
                 Outcome::Disconnected
-            },
+            }
             Some(why) => {
                 log::error!("{why}");
                 Outcome::Failed
-            },
+            }
         }
     }
 
@@ -262,7 +273,7 @@ impl Device {
                 Ok(len) if len > 0 => {
                     let bytes = chunk.get(..len).unwrap_or_default();
                     self.forwarder.feed(bytes, Instant::now(), &mut write_worker_line);
-                },
+                }
                 _ => self.log_pipe = None,
             }
         }

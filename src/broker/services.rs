@@ -42,8 +42,10 @@ impl Offer {
                 Ok(()) => offer.services.handles = true,
                 Err(reason) if mode == InodeFileHandles::Mandatory => {
                     return Err(BrokerError::HandlesMandatory(reason));
-                },
-                Err(reason) => ::log::info!("no file handles: {reason}. Each inode in use keeps a file descriptor"),
+                }
+                Err(reason) => {
+                    ::log::info!("no file handles: {reason}. Each inode in use keeps a file descriptor")
+                }
             }
         }
         if offer.services != Services::default()
@@ -63,7 +65,8 @@ fn own_mount(share: &Share, view: &View) -> Result<MountTable, String> {
     if share.kind != ShareKind::Directory {
         return Err("the share is a single file".to_owned());
     }
-    MountTable::of_share(view.share.as_fd()).map_err(|errno| format!("the share's root can't be read: {errno}"))
+    MountTable::of_share(view.share.as_fd())
+        .map_err(|errno| format!("the share's root can't be read: {errno}"))
 }
 
 fn on(option: &str, known: &Result<(), String>, own: CapabilitySet, needs: Capability) -> bool {
@@ -83,7 +86,8 @@ fn try_handles(view: &View) -> Result<(), String> {
         Errno::EOPNOTSUPP => "the file system has none".to_owned(),
         errno => format!("name_to_handle_at: {errno}"),
     })?;
-    let table = MountTable::of_share(root).map_err(|errno| format!("the share's root can't be read: {errno}"))?;
+    let table =
+        MountTable::of_share(root).map_err(|errno| format!("the share's root can't be read: {errno}"))?;
     let mount = table.get(0).ok_or("the share's root has no mount")?;
     sys::open_handle(mount, &handle).map(drop).map_err(|errno| match errno {
         Errno::EPERM => "opening them takes CAP_DAC_READ_SEARCH in the host's user namespace".to_owned(),

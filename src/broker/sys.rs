@@ -30,8 +30,11 @@ fn fd_result(result: c_long) -> Result<OwnedFd, Errno> {
 /// # Errors
 /// `EOPNOTSUPP` where the file system has no handles, and the kernel's others.
 pub fn handle_of(fd: BorrowedFd<'_>) -> Result<(FileHandle, MountId), Errno> {
-    let mut raw =
-        RawHandle { handle_bytes: MAX_HANDLE_BYTES as c_uint, handle_type: 0, f_handle: [0; MAX_HANDLE_BYTES] };
+    let mut raw = RawHandle {
+        handle_bytes: MAX_HANDLE_BYTES as c_uint,
+        handle_type: 0,
+        f_handle: [0; MAX_HANDLE_BYTES],
+    };
     let mut mount: c_int = 0;
     // SAFETY: `raw` has the layout of struct file_handle and states the room behind it truly; the path is a
     // NUL-terminated literal; `mount` is an int that outlives the call.
@@ -112,8 +115,7 @@ pub fn stat_fd(fd: BorrowedFd<'_>) -> Result<FdStat, Errno> {
 /// The kernel's.
 pub fn get_xattr(path: &CStr, name: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: both strings are NUL-terminated; the kernel writes at most `value.len()` bytes into `value`.
-    let len =
-        unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    let len = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     Errno::result(len).map(isize::unsigned_abs)
 }
 
@@ -123,9 +125,8 @@ pub fn get_xattr(path: &CStr, name: &CStr, value: &mut [u8]) -> Result<usize, Er
 /// The kernel's.
 pub fn set_xattr(path: &CStr, name: &CStr, value: &[u8], flags: c_int) -> Result<(), Errno> {
     // SAFETY: both strings are NUL-terminated; the kernel reads `value.len()` bytes of `value`.
-    let result = unsafe {
-        libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
-    };
+    let result =
+        unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags) };
     Errno::result(result).map(drop)
 }
 
@@ -160,7 +161,7 @@ pub fn random_key() -> Result<[u8; 16], Errno> {
         match Errno::result(len) {
             // Requests of up to 256 bytes are never cut short.
             Ok(_) => return Ok(key),
-            Err(Errno::EINTR) => {},
+            Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
     }
@@ -210,9 +211,7 @@ fn statx(directory: BorrowedFd<'_>, name: &CStr, flags: c_int, mask: c_uint) -> 
     // SAFETY: all-zero bytes are a valid statx: integers only.
     let mut stat: libc::statx = unsafe { mem::zeroed() };
     // SAFETY: the name is NUL-terminated, `stat` outlives the call.
-    Errno::result(unsafe {
-        libc::statx(directory.as_raw_fd(), name.as_ptr(), flags, mask, &raw mut stat)
-    })?;
+    Errno::result(unsafe { libc::statx(directory.as_raw_fd(), name.as_ptr(), flags, mask, &raw mut stat) })?;
     // A kernel that can't fill in a field says so in the mask.
     if stat.stx_mask & mask == mask { Ok(stat) } else { Err(Errno::ENOSYS) }
 }

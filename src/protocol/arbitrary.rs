@@ -23,14 +23,17 @@ fn reports() -> impl Strategy<Value = LayerReport> {
 /// Handles that no broker made.
 pub fn forged_handles() -> impl Strategy<Value = SealedHandle> {
     let bytes = prop::collection::vec(any::<u8>(), 0..=MAX_HANDLE_BYTES);
-    (any::<u32>(), any::<i32>(), bytes, any::<[u8; MAC_BYTES]>()).prop_map(|(mount, handle_type, bytes, mac)| {
-        let handle = FileHandle { handle_type, bytes: Bytes::new(&bytes).unwrap() };
-        SealedHandle { mount: mount % 4, handle, mac }
-    })
+    (any::<u32>(), any::<i32>(), bytes, any::<[u8; MAC_BYTES]>()).prop_map(
+        |(mount, handle_type, bytes, mac)| {
+            let handle = FileHandle { handle_type, bytes: Bytes::new(&bytes).unwrap() };
+            SealedHandle { mount: mount % 4, handle, mac }
+        },
+    )
 }
 
 fn entry_names() -> impl Strategy<Value = EntryName> {
-    prop::collection::vec(any::<u8>(), 1..=255).prop_filter_map("not a name", |name| EntryName::new(&name).ok())
+    prop::collection::vec(any::<u8>(), 1..=255)
+        .prop_filter_map("not a name", |name| EntryName::new(&name).ok())
 }
 
 fn trusted_names() -> impl Strategy<Value = TrustedName> {
@@ -40,10 +43,12 @@ fn trusted_names() -> impl Strategy<Value = TrustedName> {
 
 fn devices() -> impl Strategy<Value = MakeDevice> {
     let kinds = prop::sample::select(vec![DeviceKind::Block, DeviceKind::Character]);
-    (entry_names(), kinds, any::<[u32; 6]>()).prop_map(|(name, kind, [mode, umask, major, minor, uid, gid])| {
-        let (permissions, umask) = (Permissions::of_mode(mode), Permissions::of_mode(umask));
-        MakeDevice { name, kind, permissions, umask, major, minor, uid: uid % 3, gid }
-    })
+    (entry_names(), kinds, any::<[u32; 6]>()).prop_map(
+        |(name, kind, [mode, umask, major, minor, uid, gid])| {
+            let (permissions, umask) = (Permissions::of_mode(mode), Permissions::of_mode(umask));
+            MakeDevice { name, kind, permissions, umask, major, minor, uid: uid % 3, gid }
+        },
+    )
 }
 
 fn xattrs() -> impl Strategy<Value = TrustedXattr> {
@@ -51,7 +56,11 @@ fn xattrs() -> impl Strategy<Value = TrustedXattr> {
     let values = prop::collection::vec(any::<u8>(), 0..300).prop_map(|value| Bytes::new(&value).unwrap());
     prop_oneof![
         trusted_names().prop_map(|name| TrustedXattr::Get { name }),
-        (trusted_names(), values, modes).prop_map(|(name, value, mode)| TrustedXattr::Set { name, value, mode }),
+        (trusted_names(), values, modes).prop_map(|(name, value, mode)| TrustedXattr::Set {
+            name,
+            value,
+            mode
+        }),
         Just(TrustedXattr::List),
         trusted_names().prop_map(|name| TrustedXattr::Remove { name }),
     ]
@@ -84,7 +93,7 @@ pub fn mutated(bytes: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
                 _ => {
                     let place = index.index(bytes.len());
                     bytes[place] ^= value;
-                },
+                }
             }
         }
         bytes

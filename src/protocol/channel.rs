@@ -124,7 +124,7 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         loop {
             match sendmsg::<UnixAddr>(self.socket.as_raw_fd(), &data, control, flags, None) {
                 Ok(_) => return Ok(()),
-                Err(Errno::EINTR) => {},
+                Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Err(ChannelError::Full),
                 Err(errno) => return Err(ChannelError::Io { step: "send on", source: errno.into() }),
             }
@@ -140,7 +140,7 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         let datagram = loop {
             match receive_datagram(self.socket.as_fd(), &mut self.buffer[..], flags) {
                 Ok(datagram) => break datagram,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {},
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Received::Nothing),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Received::End),
                 Err(source) => return Err(ChannelError::Io { step: "receive from", source }),

@@ -154,6 +154,9 @@ mod tests {
         ] {
             assert_eq!(TrustedName::new(name).err(), want, "{}", name.escape_ascii());
         }
-        assert_eq!(TrustedName::new(&[b"trusted.".as_slice(), &[b'x'; 248]].concat()), Err(NameError::Length));
+        assert_eq!(
+            TrustedName::new(&[b"trusted.".as_slice(), &[b'x'; 248]].concat()),
+            Err(NameError::Length)
+        );
     }
 }

@@ -111,13 +111,16 @@ impl BrokerClient {
         self.tell(&ToBroker::Attached)
     }
 
-    /// Seals the files of 1–253 `O_PATH` fds; one result each, in their order. `EXDEV`: on a mount that the
+    /// Seals the files of 1–253 fds (any access mode); one result each, in their order. `EXDEV`: on a mount that the
     /// broker does not know (pass the mount's root directory once to teach it); `EOPNOTSUPP`: the file system has
     /// no handles.
     ///
     /// # Errors
     /// When the channel fails, or the number of fds is not within limits.
-    pub fn seal(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<Result<SealedHandle, Errno>>, BrokerClientError> {
+    pub fn seal(
+        &self,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Vec<Result<SealedHandle, Errno>>, BrokerClientError> {
         if fds.is_empty() || fds.len() > MAX_FDS {
             return Err(BrokerClientError::TooMuch("file descriptors"));
         }
@@ -140,11 +143,15 @@ impl BrokerClient {
         }
     }
 
-    /// Makes a device node in `directory` (an `O_PATH` fd).
+    /// Makes a device node in `directory` (an fd of any access mode).
     ///
     /// # Errors
     /// [`BrokerClientError::Refused`] with `mknodat`'s errno; when the channel fails.
-    pub fn make_device(&self, directory: BorrowedFd<'_>, device: MakeDevice) -> Result<(), BrokerClientError> {
+    pub fn make_device(
+        &self,
+        directory: BorrowedFd<'_>,
+        device: MakeDevice,
+    ) -> Result<(), BrokerClientError> {
         match self.ask(&ToBroker::MakeDevice(device), &[directory])? {
             (ToWorker::DeviceMade(result), _) => result.map_err(BrokerClientError::Refused),
             _ => self.wrong_reply(),

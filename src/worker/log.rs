@@ -117,8 +117,7 @@ struct EscapedChar;
 
 impl EscapedChar {
     fn new(c: char) -> impl Iterator<Item = u8> {
-        let (escape, plain) =
-            if c.is_control() { (Some(c.escape_default()), None) } else { (None, Some(c)) };
+        let (escape, plain) = if c.is_control() { (Some(c.escape_default()), None) } else { (None, Some(c)) };
         let mut utf8 = [0; 4];
         let len = plain.map_or(0, |c| c.encode_utf8(&mut utf8).len());
         escape.into_iter().flatten().map(|c| c as u8).chain(utf8.into_iter().take(len))

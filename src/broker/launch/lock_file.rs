@@ -103,7 +103,7 @@ fn lock(file: &File, path: &std::path::Path) -> Result<(), LockError> {
             let told = fcntl(file, FcntlArg::F_GETLK(&mut holder));
             let pid = told.ok().map(|_| holder.l_pid).filter(|pid| *pid > 0);
             Err(LockError::Held { path: path.to_owned(), pid })
-        },
+        }
         Err(errno) => Err(LockError::Io { step: "lock", path: path.to_owned(), source: errno.into() }),
     }
 }

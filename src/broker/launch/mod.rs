@@ -14,8 +14,8 @@ use sandbox::rlimits::{RlimitError, default_nofile, set_nofile};
 
 use super::BrokerError;
 use crate::config::{Config, SandboxMode};
-use crate::protocol::message::{Layer, LayerReport, LayerState};
 use crate::protocol::MAX_FDS;
+use crate::protocol::message::{Layer, LayerReport, LayerState};
 
 use super::mounts::MAX_MOUNTS;
 
@@ -42,18 +42,20 @@ pub fn is_privileged(own: CapabilitySet) -> bool {
 /// When limits can't be read or set, or are too low for the broker.
 pub fn apply_nofile(config: &Config) -> Result<(), BrokerError> {
     match config.rlimit_nofile {
-        Some(0) => {},
+        Some(0) => {}
         wanted => {
             let wanted = wanted.map_or_else(default_nofile, Ok)?;
             if let Some(warning) = set_nofile(wanted)?.warning {
                 log::warn!("{warning}");
             }
-        },
+        }
     }
     let resource = Resource::RLIMIT_NOFILE;
     let (soft, _) = getrlimit(resource).map_err(|errno| RlimitError::Get { resource, errno })?;
     if soft < MIN_NOFILE {
-        log::warn!("the limit of open files is {soft}; below {MIN_NOFILE} large requests of the worker may fail");
+        log::warn!(
+            "the limit of open files is {soft}; below {MIN_NOFILE} large requests of the worker may fail"
+        );
     }
     Ok(())
 }

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open};
-use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
+};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, UnlinkatFlags, fchownat, unlinkat};
 use thiserror::Error;
@@ -110,7 +112,7 @@ impl SocketFiles {
 
     fn unlink(&self, name: &CStr, what: &str) {
         match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => {},
+            Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => log::warn!("cannot remove the {what} of {}: {errno}", self.path.display()),
         }
     }
@@ -167,7 +169,7 @@ fn remove_stale(directory: BorrowedFd<'_>, name: &CStr, path: &Path) -> Result<(
         Ok(_) => {
             log::debug!("removing the stale socket {}", path.display());
             unlinkat(directory, name, UnlinkatFlags::NoRemoveDir).map_err(io("remove the stale socket"))
-        },
+        }
     }
 }
 

@@ -61,7 +61,7 @@ pub fn start(config: &Config, share: &Share, privileged: bool) -> Result<Worker,
         match try_start(config, share, &exe, &plan) {
             Err(error) if is_about_ids(&error) => {
                 log::info!("worker ids: not {}: {error}", plan.description);
-            },
+            }
             result => return result,
         }
     }
@@ -84,11 +84,11 @@ fn is_about_ids(error: &BrokerError) -> bool {
 
 fn explain(error: BrokerError, config: &Config) -> BrokerError {
     match error {
-        BrokerError::CloneShare(source @ (MountError::IdmapUnsupported { .. } | MountError::Idmap { .. }))
-            if matches!(config.confinement.worker_ids, WorkerIds::Shifted { .. }) =>
-        {
+        BrokerError::CloneShare(
+            source @ (MountError::IdmapUnsupported { .. } | MountError::Idmap { .. }),
+        ) if matches!(config.confinement.worker_ids, WorkerIds::Shifted { .. }) => {
             BrokerError::ShiftedImpossible(source)
-        },
+        }
         error => error,
     }
 }
@@ -142,12 +142,7 @@ fn in_directory<T>(share: &Share, act: impl FnOnce() -> T) -> Result<T, BrokerEr
     Ok(result)
 }
 
-fn prepare_view(
-    config: &Config,
-    share: &Share,
-    plan: &IdPlan,
-    process: &Child,
-) -> Result<View, BrokerError> {
+fn prepare_view(config: &Config, share: &Share, plan: &IdPlan, process: &Child) -> Result<View, BrokerError> {
     let attrs = ShareAttrs { read_only: config.worker.fs.readonly, ..ShareAttrs::default() };
     let namespace = if plan.idmapped { Some(process.user_namespace()?) } else { None };
     match clone_share(share.fd.as_fd(), attrs, namespace.as_ref().map(AsFd::as_fd)) {

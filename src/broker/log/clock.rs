@@ -29,10 +29,7 @@ pub fn utc_stamp() -> String {
 fn format_utc(time: libc::time_t) -> String {
     let Some(tm) = broken_down(time, libc::gmtime_r) else { return String::new() };
     let (year, month) = (i64::from(tm.tm_year) + 1900, tm.tm_mon + 1);
-    format!(
-        "{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}Z",
-        tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec
-    )
+    format!("{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}Z", tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec)
 }
 
 /// `Jan 31 23:59:59`, local time, as RFC 3164 wants it. The first call reads the time zone's file.

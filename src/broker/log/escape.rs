@@ -32,7 +32,8 @@ pub fn escape(bytes: &[u8]) -> String {
 
 fn push_char(text: &mut String, c: char) {
     // Unicode's explicit directional formatting characters ("Trojan source") and its line separators.
-    let reorders = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}');
+    let reorders =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}');
     if c.is_control() || reorders {
         text.extend(c.escape_default());
     } else {
@@ -64,7 +65,9 @@ mod tests {
 
     #[test]
     fn length_is_limited_whatever_comes() {
-        for bytes in [vec![b'a'; 10_000], vec![0xff; 10_000], vec![b'\n'; 10_000], "ü".repeat(9_999).into_bytes()] {
+        for bytes in
+            [vec![b'a'; 10_000], vec![0xff; 10_000], vec![b'\n'; 10_000], "ü".repeat(9_999).into_bytes()]
+        {
             let text = escape(&bytes);
             assert!(text.len() <= MAX_ESCAPED && text.ends_with(CUT), "{}", text.len());
         }

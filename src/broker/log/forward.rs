@@ -59,7 +59,7 @@ impl Forwarder {
                 Some(end) => {
                     self.append(end, log);
                     self.end_line(log);
-                },
+                }
                 None => self.append(piece, log),
             }
         }

@@ -18,7 +18,7 @@ use log::{Level, Log, Metadata, Record};
 
 use crate::config::LogConfig;
 pub use forward::{Forwarder, LineLimit};
-use output::{Output, Origin};
+use output::{Origin, Output};
 
 struct BrokerLogger {
     output: OnceLock<Output>,

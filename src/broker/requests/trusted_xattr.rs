@@ -53,11 +53,7 @@ pub(super) fn trusted_xattr(server: &mut Server, request: &TrustedXattr, file: B
     ToWorker::TrustedXattr(try_xattr(server, request, file).map_err(Into::into))
 }
 
-fn try_xattr(
-    server: &mut Server,
-    request: &TrustedXattr,
-    file: BorrowedFd<'_>,
-) -> Result<XattrReply, Errno> {
+fn try_xattr(server: &mut Server, request: &TrustedXattr, file: BorrowedFd<'_>) -> Result<XattrReply, Errno> {
     let (name, changes) = match request {
         TrustedXattr::Get { name } => (Some(name), false),
         TrustedXattr::Set { name, .. } | TrustedXattr::Remove { name } => (Some(name), true),
@@ -74,24 +70,25 @@ fn try_xattr(
     match request {
         TrustedXattr::Get { name } => {
             let mut value = vec![0; XATTR_SIZE_MAX];
-            let len = server.privileges.trusted_xattr(|| sys::get_xattr(&path, name.as_cstr(), &mut value))?;
+            let len =
+                server.privileges.trusted_xattr(|| sys::get_xattr(&path, name.as_cstr(), &mut value))?;
             Bytes::new(value.get(..len).ok_or(Errno::EIO)?).map(XattrReply::Value).map_err(|_| Errno::E2BIG)
-        },
+        }
         TrustedXattr::Set { name, value, mode } => {
             let (name, value, flags) = (name.as_cstr(), value.as_slice(), set_flags(*mode));
             server.privileges.trusted_xattr(|| sys::set_xattr(&path, name, value, flags))?;
             Ok(XattrReply::Done)
-        },
+        }
         TrustedXattr::List => {
             let mut names = vec![0; XATTR_LIST_MAX];
             let len = server.privileges.trusted_xattr(|| sys::list_xattr(&path, &mut names))?;
             let shown = visible(names.get(..len).ok_or(Errno::EIO)?, &server.trusted_names);
             Bytes::new(&shown).map(XattrReply::Names).map_err(|_| Errno::E2BIG)
-        },
+        }
         TrustedXattr::Remove { name } => {
             server.privileges.trusted_xattr(|| sys::remove_xattr(&path, name.as_cstr()))?;
             Ok(XattrReply::Done)
-        },
+        }
     }
 }
 

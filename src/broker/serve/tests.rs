@@ -35,7 +35,8 @@ fn server() -> Server {
 /// read end of a pipe whose write end the test has.
 fn device(script: &str) -> (Device, OwnedFd, OwnedFd) {
     let (ours, theirs) = channel::pair().unwrap();
-    let (log, log_end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+    let (log, log_end) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK).unwrap();
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     let shell = File::open("/bin/sh").unwrap();
     let worker = Spawn {
@@ -87,11 +88,17 @@ fn a_violation_ends_the_worker() {
         &|worker| worker.send(&ToBroker::Seal, &[null.as_fd()]).unwrap(),
         &|worker| worker.send(&ToBroker::Confined(List::new(Vec::new()).unwrap()), &[null.as_fd()]).unwrap(),
         &|worker| {
-            nix::sys::socket::send(worker.as_fd().as_raw_fd(), b"garbage", nix::sys::socket::MsgFlags::empty()).unwrap();
+            nix::sys::socket::send(
+                worker.as_fd().as_raw_fd(),
+                b"garbage",
+                nix::sys::socket::MsgFlags::empty(),
+            )
+            .unwrap();
         },
         &|worker| {
             let long = vec![0; crate::protocol::codec::MAX_MESSAGE + 1];
-            nix::sys::socket::send(worker.as_fd().as_raw_fd(), &long, nix::sys::socket::MsgFlags::empty()).unwrap();
+            nix::sys::socket::send(worker.as_fd().as_raw_fd(), &long, nix::sys::socket::MsgFlags::empty())
+                .unwrap();
         },
     ];
     for (number, send) in first_messages.iter().enumerate() {

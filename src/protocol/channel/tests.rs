@@ -127,11 +127,11 @@ fn lost_fds_are_an_error() {
             let lost = limited && matches!(broker.receive(), Err(ChannelError::FdsTruncated));
             // SAFETY: _exit does not return and runs nothing of this process's.
             unsafe { libc::_exit(if lost { 0 } else { 1 }) }
-        },
+        }
         nix::unistd::ForkResult::Parent { child } => {
             let status = nix::sys::wait::waitpid(child, None).unwrap();
             assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0));
-        },
+        }
     }
 }
 

@@ -90,7 +90,8 @@ fn document_row(kind: Kind) -> String {
 #[test]
 fn the_document_says_the_same() {
     let text = include_str!("../../../docs/broker-protocol.md");
-    let rows: Vec<&str> = text.lines().filter(|line| KINDS.iter().any(|k| line.starts_with(&format!("| `{k:?}` |")))).collect();
+    let rows: Vec<&str> =
+        text.lines().filter(|line| KINDS.iter().any(|k| line.starts_with(&format!("| `{k:?}` |")))).collect();
     assert_eq!(rows, KINDS.map(document_row), "docs/broker-protocol.md: the table of requests and phases");
     for (what, value) in [
         ("message, bytes", crate::protocol::codec::MAX_MESSAGE),

@@ -86,7 +86,7 @@ fn a_second_daemon_is_kept_out_until_the_first_is_gone() {
                 };
                 // SAFETY: _exit does not return and runs nothing of this process's.
                 unsafe { libc::_exit(status) }
-            },
+            }
             ForkResult::Parent { child } => match waitpid(child, None).unwrap() {
                 WaitStatus::Exited(_, status) => status,
                 other => panic!("{other:?}"),
