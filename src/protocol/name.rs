@@ -93,7 +93,7 @@ impl TrustedName {
         if name.len() > XATTR_NAME_MAX {
             return Err(NameError::Length);
         }
-        if !name.strip_prefix(TRUSTED_PREFIX).is_some_and(|rest| !rest.is_empty()) {
+        if name.strip_prefix(TRUSTED_PREFIX).is_none_or(<[u8]>::is_empty) {
             return Err(NameError::NotTrusted);
         }
         CString::new(name).map(Self).map_err(|_| NameError::Nul)

@@ -100,7 +100,7 @@ impl Line {
 
 impl fmt::Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.chars().flat_map(EscapedChar::new) {
+        for byte in text.chars().flat_map(escaped) {
             // The last byte stays free for the newline.
             if self.len == MAX_LINE - 1 {
                 return Err(fmt::Error);
@@ -113,15 +113,11 @@ impl fmt::Write for Line {
 }
 
 /// The UTF-8 bytes of a character, or of its escape if it is a control character.
-struct EscapedChar;
-
-impl EscapedChar {
-    fn new(c: char) -> impl Iterator<Item = u8> {
-        let (escape, plain) = if c.is_control() { (Some(c.escape_default()), None) } else { (None, Some(c)) };
-        let mut utf8 = [0; 4];
-        let len = plain.map_or(0, |c| c.encode_utf8(&mut utf8).len());
-        escape.into_iter().flatten().map(|c| c as u8).chain(utf8.into_iter().take(len))
-    }
+fn escaped(c: char) -> impl Iterator<Item = u8> {
+    let (escape, plain) = if c.is_control() { (Some(c.escape_default()), None) } else { (None, Some(c)) };
+    let mut utf8 = [0; 4];
+    let len = plain.map_or(0, |c| c.encode_utf8(&mut utf8).len());
+    escape.into_iter().flatten().map(|c| c as u8).chain(utf8.into_iter().take(len))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{GuestError, Log, Process, TempDir};
@@ -28,34 +29,13 @@ impl Daemon {
     /// # Errors
     /// When it cannot be built.
     pub fn program() -> Result<PathBuf, GuestError> {
+        static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
         if let Some(path) = std::env::var_os(PROGRAM_VARIABLE) {
             return Ok(path.into());
         }
-        let exe = std::env::current_exe().map_err(GuestError::host("find the running program"))?;
-        // target/PROFILE/demo, or target/PROFILE/deps/guest-HASH
-        let release = exe.ancestors().skip(1).take(2).any(|dir| dir.ends_with("release"));
-        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "--locked", "--package", "virtiofsd", "--bin", "virtiofsd"]);
-        build.arg("--message-format=json-render-diagnostics");
-        if release {
-            build.arg("--release");
-        }
-        build
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit());
-        let output = build.output().map_err(GuestError::host("run cargo build for the daemon"))?;
-        let executable = String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-        match executable {
-            Some(path) if output.status.success() => Ok(path),
-            _ => Err(GuestError::host("build the daemon")(io::Error::other(format!(
-                "cargo build ended with {}; its messages are above",
-                output.status
-            )))),
-        }
+        let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = built.take().map_or_else(build, Ok)?;
+        Ok(built.insert(program).clone())
     }
 
     /// Starts `program --socket-path S --shared-dir SHARED OPTIONS…` and waits until it listens.
@@ -118,6 +98,32 @@ impl Daemon {
     #[must_use]
     pub fn log(&self) -> Log {
         Log::of(&[("the daemon", &self.dir.path().join("log"))])
+    }
+}
+
+/// Asks cargo for the daemon, so that it is never a stale one; that takes a moment when nothing changed.
+fn build() -> Result<PathBuf, GuestError> {
+    let exe = std::env::current_exe().map_err(GuestError::host("find the running program"))?;
+    // target/PROFILE/demo, or target/PROFILE/deps/guest-HASH
+    let release = exe.ancestors().skip(1).take(2).any(|dir| dir.ends_with("release"));
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--locked", "--package", "virtiofsd", "--bin", "virtiofsd"]);
+    build.arg("--message-format=json-render-diagnostics");
+    if release {
+        build.arg("--release");
+    }
+    build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR"))).stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = build.output().map_err(GuestError::host("run cargo build for the daemon"))?;
+    let executable = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    match executable {
+        Some(path) if output.status.success() => Ok(path),
+        _ => Err(GuestError::host("build the daemon")(io::Error::other(format!(
+            "cargo build ended with {}; its messages are above",
+            output.status
+        )))),
     }
 }
 
