@@ -177,8 +177,7 @@ fn die(how: &str) -> ! {
         }
         "SIGABRT" => std::process::abort(),
         _ => {
-            // From outside: the broker's process is its parent, which a process in a pid namespace can't name, so the
-            // kernel's memory control is played by a resource limit: SIGKILL when CPU time is used up.
+            // The kernel's hand is played by a resource limit: SIGKILL when CPU time is used up.
             let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             // SAFETY: `limit` is a live rlimit.
             unsafe { libc::setrlimit(libc::RLIMIT_CPU, &raw const limit) };
