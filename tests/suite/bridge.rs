@@ -201,7 +201,14 @@ fn fio_verifies_what_it_wrote() {
             ("mapped", ["--rw=randwrite", "--bs=4k", "--ioengine=mmap"]),
         ] {
             program("fio", "fio")
-                .args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--size=16m", "--numjobs=2"])
+                .args([
+                    "--verify=crc32c",
+                    "--verify_fatal=1",
+                    "--do_verify=1",
+                    "--verify_state_save=0",
+                    "--size=16m",
+                    "--numjobs=2",
+                ])
                 .args(["--allow_file_create=1", "--randrepeat=1", "--output-format=terse"])
                 .args([&format!("--name={name}"), &format!("--directory={}", path_text(mount))])
                 .args(extra)
@@ -217,7 +224,7 @@ fn fio_verifies_what_it_wrote() {
                 "--ioengine=libaio",
                 "--iodepth=32",
             ])
-            .args(["--direct=1", "--verify=crc32c", "--verify_fatal=1"])
+            .args(["--direct=1", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"])
             .args([format!("--directory={}", path_text(mount))])
             .succeed();
     });
