@@ -144,9 +144,6 @@ pub enum Violation {
         /// How many came with it.
         fds: usize,
     },
-    /// A file descriptor of a kind that the request does not take.
-    #[error("request {0:?} with a file descriptor of the wrong type")]
-    FdType(Kind),
     /// A handle that this broker did not seal.
     #[error("a file handle that was not sealed here")]
     ForgedHandle,
