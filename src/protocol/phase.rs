@@ -34,6 +34,8 @@ pub struct Services {
 /// A field of [`Services`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
+    /// Any of them: all work on the share's mounts.
+    Mounts,
     /// [`Services::handles`]
     Handles,
     /// [`Services::make_device`]
@@ -46,6 +48,7 @@ impl Services {
     /// Whether `service` is on.
     pub fn has(self, service: Service) -> bool {
         match service {
+            Service::Mounts => self != Services::default(),
             Service::Handles => self.handles,
             Service::MakeDevice => self.make_device,
             Service::TrustedXattr => self.trusted_xattr,
@@ -105,7 +108,7 @@ pub struct Rule {
 pub const RULES: [Rule; 6] = [
     row(Kind::Confined, Phase::Starting, Phase::Listening, 0, 0, None),
     row(Kind::Attached, Phase::Listening, Phase::Serving, 0, 0, None),
-    row(Kind::Seal, Phase::Serving, Phase::Serving, 1, MAX_FDS, Some(Service::Handles)),
+    row(Kind::Seal, Phase::Serving, Phase::Serving, 1, MAX_FDS, Some(Service::Mounts)),
     row(Kind::Reopen, Phase::Serving, Phase::Serving, 0, 0, Some(Service::Handles)),
     row(Kind::MakeDevice, Phase::Serving, Phase::Serving, 1, 1, Some(Service::MakeDevice)),
     row(Kind::TrustedXattr, Phase::Serving, Phase::Serving, 1, 1, Some(Service::TrustedXattr)),

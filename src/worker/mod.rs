@@ -76,6 +76,7 @@ pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
         fd_directory,
         baseline,
         broker: Some(Arc::clone(&broker)),
+        services: start.services,
         nofile: nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
             .map_err(WorkerError::Share)?
             .0,

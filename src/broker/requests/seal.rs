@@ -16,7 +16,14 @@ pub(super) fn seal(server: &mut Server, fds: &[OwnedFd]) -> Result<ToWorker, Vio
 }
 
 fn seal_one(server: &mut Server, fd: BorrowedFd<'_>) -> Result<SealedHandle, Errno> {
-    let (handle, mount) = sys::handle_of(fd)?;
+    let (handle, mount) = match sys::handle_of(fd) {
+        Ok(found) => found,
+        Err(errno) => {
+            // Other requests work on a mount without handles, once it is known.
+            let _ = server.mounts.check(fd);
+            return Err(errno.into());
+        }
+    };
     let mount = server.mounts.index_of(mount, fd)?;
     Ok(server.sealer.seal(mount, handle))
 }
