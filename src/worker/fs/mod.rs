@@ -49,6 +49,7 @@ use crate::protocol::Services;
 use crate::worker::broker_client::BrokerClient;
 use crate::worker::fuse::negotiate::Service;
 use crate::worker::fuse::operation::{Context, NodeId};
+use crate::worker::fuse::wire::InitFlags;
 use handles::Handles;
 use inodes::{Inode, Inodes};
 use residence::{InodeFd, Keeper};
@@ -165,8 +166,16 @@ impl FileSystem {
     }
 
     /// What this file system serves beyond the options, for INIT.
+    ///
+    /// Not among it, whatever the cache policy: NO_OPEN_SUPPORT and NO_OPENDIR_SUPPORT. A guest that was told not
+    /// to open comes with handle 0 from then on, and goes on so after a migration, on a destination that can't
+    /// know: the stream has no word for it.
     pub fn service(&self) -> Service {
-        Service::default()
+        let mut extra = InitFlags::empty();
+        // Another target is another inode, so what the guest knows of a link holds as long as the name's entry.
+        let trusted_for_long = matches!(self.config.cache, CachePolicy::Always | CachePolicy::Metadata);
+        extra.set(InitFlags::CACHE_SYMLINKS, trusted_for_long);
+        Service { extra, ..Service::default() }
     }
 
     /// The inode of a node id.
