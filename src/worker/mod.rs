@@ -17,6 +17,7 @@ pub mod migrate;
 mod queue;
 mod request;
 mod view;
+mod vring;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;

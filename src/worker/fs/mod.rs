@@ -26,7 +26,7 @@ mod residence;
 mod session;
 mod slots;
 mod sync;
-mod sys;
+pub(in crate::worker) mod sys;
 mod xattr;
 
 use std::ffi::CString;
