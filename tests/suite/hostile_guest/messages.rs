@@ -101,7 +101,7 @@ fn samples(at: Targets, session: &Session) -> Vec<Sample> {
     add(opcode::LISTXATTR, file, &[get.as_bytes()], true, false);
     add(opcode::REMOVEXATTR, file, &[b"user.none\0"], true, false);
     add(opcode::ACCESS, file, &[wire::AccessIn { mask: 4, padding: 0 }.as_bytes()], true, false);
-    let lock = wire::LkIn { fh, owner: 1, end: 10, kind: 2, ..Default::default() };
+    let lock = wire::LkIn { fh, owner: 1, end: 10, kind: 0, ..Default::default() };
     for op in [opcode::GETLK, opcode::SETLK, opcode::SETLKW] {
         add(op, file, &[lock.as_bytes()], true, true);
     }
