@@ -189,8 +189,11 @@ fn a_broken_virtqueue_works_after_a_reset_of_the_device() {
     });
 }
 
+/// A chain, by name, and the used length with which it comes back.
+type Odd = (&'static str, fn(&mut SplitRing, &Parts), u32);
+
 /// Strange, but no driver is forbidden to do it: the chain comes back, the virtqueue goes on.
-const ODD: &[(&str, fn(&mut SplitRing, &Parts), u32)] = &[
+const ODD: &[Odd] = &[
     ("an empty descriptor", |ring, parts| chain(ring, &[Descriptor { len: 0, ..parts.request }]), 0),
     ("nothing but room", |ring, parts| chain(ring, &[parts.reply]), 0),
     ("nothing but a request", |ring, parts| chain(ring, &[parts.request]), 0),
