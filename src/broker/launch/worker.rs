@@ -110,8 +110,10 @@ fn try_start(config: &Config, share: &Share, exe: &OwnedFd, plan: &IdPlan) -> Re
         },
         id_maps: plan.maps.clone(),
     };
-    let process = in_directory(share, || request.spawn())??;
-    let view = prepare_view(config, share, plan, &process)?;
+    // What takes longest at a start is the worker's exec; its view is prepared meanwhile.
+    let prepare = |process: &Child| prepare_view(config, share, plan, process);
+    let (process, view) = in_directory(share, || request.spawn_while(prepare))??;
+    let view = view?;
     log::info!("worker ids: {}", plan.description);
     Ok(Worker {
         process,
