@@ -102,7 +102,7 @@ enum Truncatable {
 }
 
 impl Truncatable {
-    fn new(fs: &FileSystem, inode: &super::Inode, handle: Option<&Arc<Handle>>) -> Result<Self> {
+    fn new(fs: &FileSystem, inode: &Arc<super::Inode>, handle: Option<&Arc<Handle>>) -> Result<Self> {
         match (inode.kind, handle) {
             (libc::S_IFDIR, _) => Err(Errno::EISDIR),
             (libc::S_IFREG, Some(handle)) if handle.may_write() => Ok(Self::Handle(Arc::clone(handle))),

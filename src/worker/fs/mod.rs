@@ -23,6 +23,7 @@ mod open;
 mod privileged;
 mod readdir;
 mod residence;
+mod seats;
 mod session;
 mod slots;
 mod sync;
@@ -41,6 +42,7 @@ pub use credentials::Thread;
 pub use directory::RawEntry;
 pub use open::Opened;
 pub use readdir::DirSink;
+pub use seats::Bounds;
 
 use crate::config::id_translation::IdTranslator;
 use crate::config::xattrmap::XattrMap;
@@ -107,8 +109,8 @@ pub struct Resources {
     pub broker: Option<Arc<BrokerClient>>,
     /// What the broker serves.
     pub services: Services,
-    /// RLIMIT_NOFILE.
-    pub nofile: u64,
+    /// How many fds inodes and handles may take.
+    pub bounds: Bounds,
 }
 
 /// The passthrough file system of one device.
@@ -142,7 +144,7 @@ impl FileSystem {
             config.inode_file_handles,
             resources.broker.clone(),
             resources.services,
-            resources.nofile,
+            resources.bounds,
         );
         let fs = FileSystem {
             keeper,
@@ -190,8 +192,8 @@ impl FileSystem {
     }
 
     /// An fd of the inode, for as long as the value lives.
-    fn fd<'a>(&self, inode: &'a Inode) -> Result<InodeFd<'a>> {
-        self.keeper.hold(&self.inodes, inode)
+    fn fd<'a>(&self, inode: &'a Arc<Inode>) -> Result<InodeFd<'a>> {
+        self.keeper.hold(inode)
     }
 
     fn fd_directory(&self) -> BorrowedFd<'_> {
@@ -199,11 +201,11 @@ impl FileSystem {
     }
 
     /// A file description for the inode itself, whatever became of its name.
-    fn reopen(&self, inode: &Inode, flags: i32) -> Result<OwnedFd> {
+    fn reopen(&self, inode: &Arc<Inode>, flags: i32) -> Result<OwnedFd> {
         let fd = self.fd(inode)?;
         let name = sys::FdName::new(fd.as_fd());
         let flags = flags & !libc::O_NOFOLLOW;
-        self.keeper.with_room(&self.inodes, || sys::openat(self.fd_directory(), name.as_cstr(), flags, 0))
+        self.keeper.with_room(|| sys::openat(self.fd_directory(), name.as_cstr(), flags, 0))
     }
 
     /// EROFS on a read-only device.
