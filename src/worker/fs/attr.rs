@@ -30,7 +30,7 @@ impl FileSystem {
         };
         let st = match handle {
             Some(handle) => ask(self.handles.get(handle, ctx.node)?.fd())?,
-            None => ask(self.fd(&*self.inode(ctx.node)?)?.as_fd())?,
+            None => ask(self.fd(&self.inode(ctx.node)?)?.as_fd())?,
         };
         Ok(self.plain_attr(st, false))
     }
