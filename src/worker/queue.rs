@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemory};
@@ -20,7 +21,7 @@ use super::request::Server;
 use super::vring::Vring;
 
 /// Requests taken from the available ring at once.
-const BATCH: usize = 64;
+const BATCH: usize = 32;
 
 /// A virtqueue and the state of the thread that serves it.
 pub struct Queue {
@@ -106,7 +107,7 @@ impl Queue {
 
     /// Serves one batch. `false` when there is nothing (more) to do.
     fn batch(&mut self, local: &mut Local, vring: &Vring, memory: &Memory) -> Result<bool, Broken> {
-        let mut chains = Vec::with_capacity(BATCH);
+        let mut chains = SmallVec::<[DescriptorChain<&Memory>; BATCH]>::new();
         {
             let mut state = vring.get_mut();
             if !state.is_enabled() || !state.get_queue().ready() {
