@@ -226,12 +226,17 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if self.ended.is_none() {
             let left = self.descendants();
+            let ends: Vec<_> = left.iter().filter_map(|pid| PidFd::open(*pid as u32).ok()).collect();
             // The group's id can't be another's: its leader is our child, not reaped yet.
             let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
             for pid in left {
                 let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
             let _ = self.child.wait();
+            // A killed process is there until its parent, or whoever inherits it, has seen its end.
+            for end in ends {
+                let _ = end.ended_within(PATIENCE);
+            }
             if !self.output.wait_for_end(PATIENCE) {
                 eprintln!("a process that daemon {} started survived a SIGKILL", self.pid());
             }
