@@ -1,6 +1,6 @@
-//! Chooses the role (broker or worker) and is the only place where the process ends.
+//! Chooses the role (broker, worker, exporter, or who asks the exporter) and is the only place where the process ends.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::io::Write;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -8,11 +8,20 @@ use std::process::ExitCode;
 
 use virtiofsd::config::Environment;
 use virtiofsd::config::cli::{self, Action};
-use virtiofsd::{broker, protocol, worker};
+use virtiofsd::{broker, exporter, protocol, stat, worker};
 
 fn main() -> ExitCode {
-    let worker = OsStr::from_bytes(protocol::WORKER_ARGV0.to_bytes());
-    if std::env::args_os().next().is_some_and(|name| name == worker) { run_worker() } else { run_broker() }
+    let name = std::env::args_os().next().unwrap_or_default();
+    let is = |role: &CStr| name == OsStr::from_bytes(role.to_bytes());
+    if is(protocol::WORKER_ARGV0) {
+        run_worker()
+    } else if is(protocol::EXPORTER_ARGV0) {
+        run_exporter()
+    } else if std::env::args_os().nth(1).is_some_and(|word| word == "stat") {
+        run_stat()
+    } else {
+        run_broker()
+    }
 }
 
 fn run_broker() -> ExitCode {
@@ -38,6 +47,33 @@ fn run_broker() -> ExitCode {
         }
         Err(e) => {
             let _ = writeln!(std::io::stderr(), "virtiofsd: {e}");
+            ExitCode::from(e.exit_status())
+        }
+    }
+}
+
+/// Nobody reads what it would say; the broker tells of its end.
+fn run_exporter() -> ExitCode {
+    // SAFETY: the broker starts the exporter with these two at these numbers and nothing else has used them yet; if
+    // they are not open, or others, the exporter ends at the first call on them.
+    let (listener, memory) = unsafe {
+        (
+            OwnedFd::from_raw_fd(protocol::EXPORTER_SOCKET_FD),
+            OwnedFd::from_raw_fd(protocol::EXPORTER_MEMORY_FD),
+        )
+    };
+    let instructions = std::env::args().nth(1).unwrap_or_default();
+    match exporter::run(&instructions, listener, memory) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run_stat() -> ExitCode {
+    match stat::run(std::env::args_os().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "virtiofsd stat: {e}");
             ExitCode::from(e.exit_status())
         }
     }

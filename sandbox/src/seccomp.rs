@@ -36,6 +36,8 @@ pub enum Policy {
     Worker,
     /// The process that keeps the privileges.
     Broker,
+    /// The process that shows counters.
+    Exporter,
 }
 
 impl Policy {
@@ -43,6 +45,7 @@ impl Policy {
         match self {
             Self::Worker => &WORKER,
             Self::Broker => &BROKER,
+            Self::Exporter => &EXPORTER,
         }
     }
 
@@ -57,6 +60,7 @@ impl fmt::Display for Policy {
         f.write_str(match self {
             Self::Worker => "worker",
             Self::Broker => "broker",
+            Self::Exporter => "exporter",
         })
     }
 }

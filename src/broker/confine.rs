@@ -40,20 +40,20 @@ fn needed(services: Services, own: CapabilitySet, clean_up: bool) -> Keep {
     Keep { permitted: permitted.intersection(own), standing: standing.intersection(own) }
 }
 
-/// Whether removing the socket at the end takes a capability: its directory is not ours to write in.
-fn clean_up_needs_capability(files: Option<&SocketFiles>, own: CapabilitySet) -> bool {
-    let Some(files) = files else { return false };
-    if !own.contains(Capability::CAP_DAC_OVERRIDE) {
+/// Whether removing a socket at the end takes a capability: its directory is not ours to write in.
+fn clean_up_needs_capability(files: &[SocketFiles], own: CapabilitySet) -> bool {
+    if files.is_empty() || !own.contains(Capability::CAP_DAC_OVERRIDE) {
         return false;
     }
     let probe = Privileges::new(own, own.without(Capability::CAP_DAC_OVERRIDE));
     if probe.stand_down().is_err() {
         return false;
     }
+    let access = AccessFlags::W_OK | AccessFlags::X_OK;
     let denied =
-        faccessat(files.directory(), c".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS);
+        files.iter().any(|files| faccessat(files.directory(), c".", access, AtFlags::AT_EACCESS).is_err());
     let all = Privileges::new(own, own);
-    denied.is_err() && all.stand_down().is_ok()
+    denied && all.stand_down().is_ok()
 }
 
 /// Confines the calling process, for good. What it returns raises the capabilities that a request needs.
@@ -63,7 +63,7 @@ fn clean_up_needs_capability(files: Option<&SocketFiles>, own: CapabilitySet) ->
 pub fn confine(
     services: Services,
     own: CapabilitySet,
-    files: Option<&SocketFiles>,
+    files: &[SocketFiles],
     seccomp: SeccompMode,
 ) -> Result<Privileges, BrokerError> {
     let step = |step| move |errno: Errno| BrokerError::Confine { step, errno };

@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::launch::lock_file::LockError;
 use super::launch::socket::SocketError;
 use crate::protocol::ChannelError;
+use crate::protocol::metrics::MetricsMemoryError;
 
 /// A step of the broker that failed. Each ends the daemon with status 1.
 #[derive(Debug, Error)]
@@ -36,6 +37,9 @@ pub enum BrokerError {
     /// No listening socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// No socket for metrics.
+    #[error("the socket for metrics: {0}")]
+    MetricsSocket(SocketError),
     /// Another instance, or no lock file.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -48,6 +52,9 @@ pub enum BrokerError {
     /// The ids for the worker could not be worked out.
     #[error("cannot choose the worker's ids: {0}")]
     IdMaps(#[from] IdMapError),
+    /// The memory for metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsMemoryError),
     /// The worker's side of something could not be made.
     #[error("cannot make {what} for the worker: {source}")]
     Prepare {

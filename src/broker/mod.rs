@@ -34,6 +34,7 @@ pub use reap::Outcome;
 
 use crate::config::{Config, SocketSource};
 use crate::protocol::message::{ShareMount, Start};
+use crate::protocol::metrics::MetricsMemory;
 use crate::protocol::{Phase, ToWorker};
 use launch::share::Share;
 use launch::socket::{Listener, SocketFiles};
@@ -53,24 +54,51 @@ pub fn run<W: Display>(
     config: &Config,
     warnings: impl IntoIterator<Item = W>,
 ) -> Result<Outcome, BrokerError> {
-    let listener = Listener::open(&config.socket);
+    let listeners = open_sockets(config);
     log::init(config.log, &subject(config));
     for warning in warnings {
         ::log::warn!("{warning}");
     }
-    let Listener { socket, files } = listener?;
+    let Sockets { device, metrics, files } = listeners?;
     let signals = match serve::take_signals() {
         Ok(signals) => signals,
         Err(error) => return clean_up_after(error, files),
     };
-    match prepare(config, socket, files.as_ref(), signals) {
+    match prepare(config, device, metrics, &files, signals) {
         Err(error) => clean_up_after(error, files),
         Ok(mut device) => {
             let outcome = device.serve();
-            device.server.privileges.clean_up(|| files.map(SocketFiles::remove).unwrap_or_default());
+            device.server.privileges.clean_up(|| files.into_iter().for_each(SocketFiles::remove));
             outcome
         }
     }
+}
+
+/// The listening sockets.
+struct Sockets {
+    /// For the front end.
+    device: OwnedFd,
+    /// For who wants to see metrics.
+    metrics: Option<OwnedFd>,
+    /// What is to be removed at the end.
+    files: Vec<SocketFiles>,
+}
+
+fn open_sockets(config: &Config) -> Result<Sockets, BrokerError> {
+    let Listener { socket, files } = Listener::open(&config.socket)?;
+    let mut sockets = Sockets { device: socket, metrics: None, files: files.into_iter().collect() };
+    match config.metrics.as_ref().map(Listener::open) {
+        None => {}
+        Some(Ok(Listener { socket, files })) => {
+            sockets.metrics = Some(socket);
+            sockets.files.extend(files);
+        }
+        Some(Err(error)) => {
+            sockets.files.into_iter().for_each(SocketFiles::remove);
+            return Err(BrokerError::MetricsSocket(error));
+        }
+    }
+    Ok(sockets)
 }
 
 /// What the log calls this device.
@@ -83,10 +111,8 @@ fn subject(config: &Config) -> log::Subject {
     log::Subject { share: config.shared_dir.as_os_str().as_bytes().to_vec(), device }
 }
 
-fn clean_up_after(error: BrokerError, files: Option<SocketFiles>) -> Result<Outcome, BrokerError> {
-    if let Some(files) = files {
-        files.remove();
-    }
+fn clean_up_after(error: BrokerError, files: Vec<SocketFiles>) -> Result<Outcome, BrokerError> {
+    files.into_iter().for_each(SocketFiles::remove);
     Err(error)
 }
 
@@ -94,22 +120,32 @@ fn clean_up_after(error: BrokerError, files: Option<SocketFiles>) -> Result<Outc
 fn prepare(
     config: &Config,
     socket: OwnedFd,
-    files: Option<&SocketFiles>,
+    metrics_socket: Option<OwnedFd>,
+    files: &[SocketFiles],
     signals: SignalFd,
 ) -> Result<Device, BrokerError> {
     let own = launch::own_capabilities();
     let supervisor = Supervisor::from_environment(std::process::id(), |name| std::env::var_os(name));
     let share = Share::open(&config.shared_dir)?;
+    let metrics = MetricsMemory::create()?;
     launch::apply_nofile(config)?;
     launch::report_sandbox(config.confinement.sandbox);
-    let worker = launch::worker::start(config, &share, launch::is_privileged(own))?;
+    let privileged = launch::is_privileged(own);
+    let worker = launch::worker::start(config, &share, privileged)?;
     let offer = Offer::of(config, &share, &worker.view, own)?;
     let Worker { process, mut channel, log_pipe, view, ids, host_ids } = worker;
     let start = start_message(config, &share, view.mount, ids, &offer);
     drop(share);
 
-    let fds = [view.share.as_fd(), socket.as_fd(), view.fd_directory.as_fd()];
+    let fds = [view.share.as_fd(), socket.as_fd(), view.fd_directory.as_fd(), metrics.fd.as_fd()];
     channel.send(&start, &fds).map_err(BrokerError::Start)?;
+    let exporter = match metrics_socket {
+        Some(socket) => {
+            let subject = subject(config);
+            Some(launch::exporter::start(config, &subject, socket, &metrics, &host_ids, privileged)?)
+        }
+        None => None,
+    };
     // The worker confines itself at the same time. Nothing that it says is read before the broker is confined.
     let privileges = confine::confine(offer.services, own, files, config.confinement.seccomp)?;
     let server = Server {
@@ -122,7 +158,9 @@ fn prepare(
         trusted_names: TrustedNames::of(config.worker.fs.xattrmap.as_deref()),
         readonly: config.worker.fs.readonly,
     };
-    Ok(Device::new(server, process, channel, log_pipe, signals).supervised_by(supervisor))
+    Ok(Device::new(server, process, channel, log_pipe, signals)
+        .supervised_by(supervisor)
+        .with_exporter(exporter))
 }
 
 fn start_message(

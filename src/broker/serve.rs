@@ -60,6 +60,7 @@ pub struct Device {
     signals: SignalFd,
     ending: Option<Ending>,
     supervisor: Supervisor,
+    exporter: Option<Child>,
 }
 
 /// The worker is about to end.
@@ -78,6 +79,7 @@ struct Ready {
     channel: bool,
     log: bool,
     exit: bool,
+    exporter_exit: bool,
 }
 
 impl Device {
@@ -92,12 +94,27 @@ impl Device {
         let forwarder = Forwarder::new(LineLimit::for_level(log::max_level()), Instant::now());
         let (channel, log_pipe) = (Some(channel), Some(log_pipe.into()));
         let supervisor = Supervisor::default();
-        Self { server, worker: Some(worker), channel, log_pipe, forwarder, signals, ending: None, supervisor }
+        Self {
+            server,
+            worker: Some(worker),
+            channel,
+            log_pipe,
+            forwarder,
+            signals,
+            ending: None,
+            supervisor,
+            exporter: None,
+        }
     }
 
     /// Tells this service manager how things stand.
     pub fn supervised_by(self, supervisor: Supervisor) -> Self {
         Self { supervisor, ..self }
+    }
+
+    /// Watches over the process that shows metrics, too.
+    pub fn with_exporter(self, exporter: Option<Child>) -> Self {
+        Self { exporter, ..self }
     }
 
     /// Serves until the worker has ended.
@@ -125,6 +142,9 @@ impl Device {
             if ready.log {
                 self.on_log();
             }
+            if ready.exporter_exit {
+                self.on_exporter_exit()?;
+            }
             if ready.exit
                 && let Some(worker) = &mut self.worker
                 && let Some(exit) = worker.try_wait()?
@@ -141,7 +161,8 @@ impl Device {
         let channel = self.channel.as_ref().map(AsFd::as_fd);
         let log = self.log_pipe.as_ref().map(AsFd::as_fd);
         let (signals, pidfd) = (Some(self.signals.as_fd()), self.worker.as_ref().map(Child::pidfd));
-        let sources = [signals, channel, log, pidfd];
+        let exporter = self.exporter.as_ref().map(Child::pidfd);
+        let sources = [signals, channel, log, pidfd, exporter];
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         match poll(&mut fds, self.timeout()) {
@@ -152,8 +173,8 @@ impl Device {
         // An error or a hang-up counts as ready: reading tells more.
         let mut events = fds.iter().map(|fd| fd.any().unwrap_or(true));
         let mut of = |source: &Option<_>| source.is_some() && events.next().unwrap_or(false);
-        let [signal, channel, log, exit] = sources.each_ref().map(&mut of);
-        Ok(Ready { signal, channel, log, exit })
+        let [signal, channel, log, exit, exporter_exit] = sources.each_ref().map(&mut of);
+        Ok(Ready { signal, channel, log, exit, exporter_exit })
     }
 
     fn timeout(&self) -> PollTimeout {
@@ -174,6 +195,17 @@ impl Device {
             log::info!("{signal} received: ending");
             self.supervisor.tell(State::Stopping);
             self.kill(Outcome::Stopped(signal))?;
+        }
+        Ok(())
+    }
+
+    /// The device goes on without metrics.
+    fn on_exporter_exit(&mut self) -> Result<(), BrokerError> {
+        if let Some(exporter) = &mut self.exporter
+            && let Some(exit) = exporter.try_wait()?
+        {
+            log::error!("the process that shows metrics {exit}: there are none until the next start");
+            self.exporter = None;
         }
         Ok(())
     }

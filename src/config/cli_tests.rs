@@ -59,6 +59,7 @@ fn defaults() {
             privileged: PrivilegedRequests::default(),
             worker_caps: BTreeSet::from(WorkerCapability::DEFAULT),
         },
+        metrics: None,
         log: LogConfig { level: log::LevelFilter::Info, syslog: false },
         rlimit_nofile: None,
         worker: WorkerConfig {
@@ -564,6 +565,11 @@ fn a_socket_from_systemd_comes_between_file_and_command_line() {
     let (named, warnings) = socket("shared-dir = '/a'", "--socket-path=/t");
     assert_eq!(named, SocketSource::Path { path: "/t".into(), group: None });
     assert_eq!(warnings, [Warning::PassedSocketUnused]);
+    let metrics =
+        Environment { activation: Activation { device: vec![], metrics: vec![4] }, ..environment() };
+    assert_eq!(run_in(&metrics, "").0.metrics, Some(SocketSource::Fd(4)));
+    let named = run_in(&metrics, "--metrics-socket /m").0.metrics;
+    assert_eq!(named, Some(SocketSource::Path { path: "/m".into(), group: None }));
     let two = Environment { activation: Activation { device: vec![3, 4], metrics: vec![] }, ..environment() };
     assert_eq!(with_file("shared-dir = '/a'", &two, "").unwrap_err(), CliError::ManySockets(2));
 }

@@ -57,6 +57,14 @@ pub enum CliError {
     /// The socket's path does not fit into the kernel's `sockaddr_un`.
     #[error("--socket-path is {0} bytes long, but the path of a UNIX socket has at most {MAX_SOCKET_PATH}")]
     SocketPathTooLong(usize),
+    /// The same of the socket for metrics.
+    #[error(
+        "--metrics-socket is {0} bytes long, but the path of a UNIX socket has at most {MAX_SOCKET_PATH}"
+    )]
+    MetricsSocketPathTooLong(usize),
+    /// The service manager passed several sockets for metrics.
+    #[error("systemd passed {0} sockets with FileDescriptorName=metrics, but a daemon has one")]
+    ManyMetricsSockets(usize),
     /// `--modcaps`
     #[error("--modcaps: {0}")]
     Modcaps(#[from] ModcapsError),
@@ -129,6 +137,8 @@ impl CliError {
             | Self::NoSocket => 2,
             Self::NoSharedDir
             | Self::SocketPathTooLong(_)
+            | Self::MetricsSocketPathTooLong(_)
+            | Self::ManyMetricsSockets(_)
             | Self::Modcaps(_)
             | Self::IdMap { .. }
             | Self::IdMapAsRoot { .. }

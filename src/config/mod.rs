@@ -58,6 +58,8 @@ pub struct Config {
     pub socket: SocketSource,
     /// How much of the host is taken away from the worker.
     pub confinement: Confinement,
+    /// Where metrics are shown, if anywhere.
+    pub metrics: Option<SocketSource>,
     /// Where log lines go.
     pub log: LogConfig,
     /// RLIMIT_NOFILE of the worker: `Some(0)` leaves it as inherited, `None` is the default

@@ -60,8 +60,15 @@ const UPSTREAM: &[&str] = &[
 ];
 
 /// Ours besides.
-const OURS: &[&str] =
-    &["--check-config", "--config", "--landlock", "--num-request-queues", "--poll-us", "--worker-ids"];
+const OURS: &[&str] = &[
+    "--check-config",
+    "--config",
+    "--landlock",
+    "--metrics-socket",
+    "--num-request-queues",
+    "--poll-us",
+    "--worker-ids",
+];
 
 fn of_the_table() -> BTreeSet<String> {
     let mut command = command();

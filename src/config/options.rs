@@ -250,6 +250,13 @@ pub(super) struct Options {
     #[arg(long, help_heading = "Messages")]
     pub syslog: bool,
 
+    /// Show counters and latencies at a UNIX socket at this path
+    ///
+    /// GET /metrics gives OpenMetrics text, GET /stat JSON; virtiofsd stat shows a table. Only the daemon's user
+    /// can connect, and the group of --socket-group.
+    #[arg(long, value_name = "PATH", help_heading = "Messages")]
+    pub metrics_socket: Option<PathBuf>,
+
     /// Tell a management layer, in JSON, what this program can do
     #[arg(long, help_heading = "Messages")]
     pub print_capabilities: bool,

@@ -27,6 +27,7 @@ pub(super) fn build(
     let config = Config {
         shared_dir: shared_dir(&options)?,
         socket: socket(&options)?,
+        metrics: metrics_socket(&options, environment)?,
         log: log(&options, environment, warnings),
         rlimit_nofile: options.rlimit_nofile,
         worker: WorkerConfig {
@@ -54,6 +55,21 @@ fn socket(options: &Options) -> Result<SocketSource, CliError> {
     match path.as_os_str().len() {
         0..=MAX_SOCKET_PATH => Ok(SocketSource::Path { path, group: options.socket_group.clone() }),
         length => Err(CliError::SocketPathTooLong(length)),
+    }
+}
+
+/// `--metrics-socket`, or else one that the service manager passed for metrics.
+fn metrics_socket(options: &Options, environment: &Environment) -> Result<Option<SocketSource>, CliError> {
+    let Some(path) = options.metrics_socket.clone() else {
+        return match environment.activation.metrics.as_slice() {
+            [] => Ok(None),
+            [fd] => Ok(Some(SocketSource::Fd(*fd))),
+            more => Err(CliError::ManyMetricsSockets(more.len())),
+        };
+    };
+    match path.as_os_str().len() {
+        0..=MAX_SOCKET_PATH => Ok(Some(SocketSource::Path { path, group: options.socket_group.clone() })),
+        length => Err(CliError::MetricsSocketPathTooLong(length)),
     }
 }
 

@@ -32,7 +32,7 @@ pub const MAX_REPORTS: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
     /// The first message, once. Fds, in this order: the share, the listening vhost-user socket, the worker's own
-    /// `/proc/self/fd`.
+    /// `/proc/self/fd`, the memory for metrics.
     Start(Box<Start>),
     /// Reply to [`ToBroker::Seal`]: one result for each of its fds, in their order.
     Sealed(List<Result<SealedHandle, Errno>, MAX_FDS>),

@@ -4,7 +4,8 @@
 //! - [`bounded`], [`name`], [`handle`], [`errno`]: the types that make decoding the only check of form;
 //! - [`codec`]: bytes ↔ messages, total in both directions;
 //! - [`channel`]: messages ↔ socket, with their fds;
-//! - [`phase`]: which request may come when, with how many fds, as a table.
+//! - [`phase`]: which request may come when, with how many fds, as a table;
+//! - [`metrics`]: the counters in shared memory, which only the worker writes.
 //!
 //! Both sides use the same code; neither trusts the other's use of it. What is absent: paths, authority that is
 //! not an fd or a sealed handle, and anything on the hot path of a guest's request.
@@ -21,6 +22,7 @@ pub mod errno;
 pub mod handle;
 pub mod log_line;
 pub mod message;
+pub mod metrics;
 pub mod name;
 pub mod phase;
 
@@ -40,6 +42,16 @@ pub const LOG_FD: RawFd = 2;
 
 /// The worker's fd of the channel.
 pub const CHANNEL_FD: RawFd = 3;
+
+/// The exporter's `argv[0]`; its one argument are its instructions. As with the worker, it gives nothing to somebody
+/// who starts it by hand.
+pub const EXPORTER_ARGV0: &CStr = c"virtiofsd-exporter";
+
+/// The exporter's fd of the listening socket for metrics.
+pub const EXPORTER_SOCKET_FD: RawFd = 3;
+
+/// The exporter's fd of the memory with the counters, opened to read.
+pub const EXPORTER_MEMORY_FD: RawFd = 4;
 
 /// Most fds that one message can carry: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;

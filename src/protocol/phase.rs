@@ -56,6 +56,9 @@ impl Services {
     }
 }
 
+/// How many kinds of requests there are.
+pub const KINDS: usize = 6;
+
 /// A request without its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -71,6 +74,12 @@ pub enum Kind {
     MakeDevice,
     /// [`ToBroker::TrustedXattr`]
     TrustedXattr,
+}
+
+impl Kind {
+    /// All kinds, by their numbers.
+    pub const ALL: [Self; KINDS] =
+        [Self::Confined, Self::Attached, Self::Seal, Self::Reopen, Self::MakeDevice, Self::TrustedXattr];
 }
 
 impl ToBroker {

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
@@ -15,6 +16,7 @@ use thiserror::Error;
 use crate::protocol::bounded::List;
 use crate::protocol::channel::{Received, WorkerEnd};
 use crate::protocol::message::{LayerReport, MakeDevice, Start, TrustedXattr, XattrReply};
+use crate::protocol::phase::KINDS;
 use crate::protocol::{ChannelError, Errno, MAX_FDS, SealedHandle, ToBroker, ToWorker};
 
 /// Why the broker did not do what it was asked.
@@ -65,12 +67,15 @@ pub struct StartFds {
     pub listener: OwnedFd,
     /// The worker's own `/proc/self/fd`: opens what `O_PATH` fds only name.
     pub fd_directory: OwnedFd,
+    /// The memory for metrics.
+    pub metrics: OwnedFd,
 }
 
 /// The channel to the broker.
 #[derive(Debug)]
 pub struct BrokerClient {
     channel: Mutex<State>,
+    requests: [AtomicU64; KINDS],
 }
 
 #[derive(Debug)]
@@ -83,15 +88,16 @@ impl BrokerClient {
     /// Takes the worker's end of the channel and waits for the broker's first message.
     ///
     /// # Errors
-    /// When the channel is not one, or something else than [`ToWorker::Start`] with its three fds comes.
+    /// When the channel is not one, or something else than [`ToWorker::Start`] with its four fds comes.
     pub fn start(socket: OwnedFd) -> Result<(Self, Box<Start>, StartFds), BrokerClientError> {
         let mut end = WorkerEnd::for_worker(socket);
         let (message, fds) = receive(&mut end)?;
         let ToWorker::Start(start) = message else { return Err(BrokerClientError::WrongReply) };
-        let [share, listener, fd_directory] =
-            <[OwnedFd; 3]>::try_from(fds).map_err(|_| BrokerClientError::WrongReply)?;
-        let client = Self { channel: Mutex::new(State { end, broken: false }) };
-        Ok((client, start, StartFds { share, listener, fd_directory }))
+        let [share, listener, fd_directory, metrics] =
+            <[OwnedFd; 4]>::try_from(fds).map_err(|_| BrokerClientError::WrongReply)?;
+        let channel = Mutex::new(State { end, broken: false });
+        let client = Self { channel, requests: std::array::from_fn(|_| AtomicU64::new(0)) };
+        Ok((client, start, StartFds { share, listener, fd_directory, metrics }))
     }
 
     /// Tells the broker that confinement is complete, and which layers are less than asked for.
@@ -173,8 +179,20 @@ impl BrokerClient {
         }
     }
 
+    /// How many requests of each kind there were.
+    pub fn requests(&self) -> &[AtomicU64; KINDS] {
+        &self.requests
+    }
+
+    fn count(&self, request: &ToBroker) {
+        if let Some(counter) = self.requests.get(request.kind() as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Sends a request that has no reply.
     fn tell(&self, request: &ToBroker) -> Result<(), BrokerClientError> {
+        self.count(request);
         self.with_channel(|end| Ok(end.send(request, &[])?))
     }
 
@@ -184,6 +202,7 @@ impl BrokerClient {
         request: &ToBroker,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(ToWorker, Vec<OwnedFd>), BrokerClientError> {
+        self.count(request);
         self.with_channel(|end| {
             end.send(request, fds)?;
             receive(end)

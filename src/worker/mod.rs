@@ -15,6 +15,7 @@ pub mod fuse;
 pub mod log;
 pub mod migrate;
 mod queue;
+mod recorder;
 mod request;
 mod view;
 mod vring;
@@ -37,6 +38,7 @@ use fs::{Bounds, FileSystem, Resources};
 use view::{View, ViewError};
 
 use crate::protocol::message::{LayerReport, Start};
+use crate::protocol::metrics::{MetricsMemoryError, Region};
 
 /// Why the worker ended otherwise than by the front end's leaving.
 #[derive(Debug, Error)]
@@ -50,6 +52,9 @@ pub enum WorkerError {
     /// Confinement failed.
     #[error("confinement: {0}")]
     Confine(#[from] ConfineError),
+    /// The memory for metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsMemoryError),
     /// The share can't be used.
     #[error("the shared directory cannot be used: {0}")]
     Share(Errno),
@@ -73,6 +78,7 @@ pub enum WorkerError {
 pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
     let (broker, start, fds) = BrokerClient::start(channel)?;
     log::set_level(start.log_level);
+    let metrics = Arc::new(Region::writable(&fds.metrics)?);
     let View { share, share_is_mount_root, fd_directory, listener } = View::new(&start, fds)?;
     let (baseline, missing) = confine::confine(&start, share.as_fd())?;
     fs::prepare_process(fd_directory.as_fd()).map_err(WorkerError::Share)?;
@@ -86,6 +92,7 @@ pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
         broker: Some(Arc::clone(&broker)),
         services: start.services,
         bounds: Bounds::within(nofile, 1 + u64::from(start.config.device.num_request_queues)),
+        metrics,
     };
     let fs = FileSystem::new(start.config.fs.clone(), resources).map_err(WorkerError::Share)?;
     serve(&start, fs, listener, &broker, missing)

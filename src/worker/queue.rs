@@ -17,6 +17,7 @@ use vm_memory::{GuestAddressSpace, GuestMemory};
 use super::buffers::{ChainError, Scratch};
 use super::device::{AtomicMemory, Memory};
 use super::fs::{FileSystem, Thread};
+use super::recorder::Recorder;
 use super::request::Server;
 use super::vring::Vring;
 
@@ -47,8 +48,10 @@ struct Local {
 }
 
 impl Local {
-    fn new(fs: &Arc<FileSystem>) -> Result<Self, nix::errno::Errno> {
-        Ok(Local { scratch: Scratch::default(), server: Server::new(Arc::clone(fs), Thread::new(fs)?) })
+    fn new(fs: &Arc<FileSystem>, index: u16) -> Result<Self, nix::errno::Errno> {
+        let recorder = Recorder::new(Arc::clone(fs.metrics()), index);
+        let server = Server::new(Arc::clone(fs), Thread::new(fs)?, recorder);
+        Ok(Local { scratch: Scratch::default(), server })
     }
 }
 
@@ -94,11 +97,13 @@ impl Queue {
         LOCAL.with_borrow_mut(|local| {
             let local = match local {
                 Some(local) => local,
-                None => local.insert(Local::new(&self.fs).map_err(Broken::Thread)?),
+                None => local.insert(Local::new(&self.fs, self.index).map_err(Broken::Thread)?),
             };
             loop {
                 let snapshot = memory.memory();
                 if !self.batch(local, vring, &snapshot)? {
+                    local.server.recorder().idle();
+                    self.fs.publish();
                     return Ok(());
                 }
             }
@@ -120,6 +125,7 @@ impl Queue {
                 return Ok(queue.enable_notification(memory)?);
             }
         }
+        local.server.recorder().taken(chains.len());
         for chain in chains {
             if let Err(e) = self.serve(local, vring, memory, chain) {
                 notify(vring, memory)?;

@@ -13,10 +13,14 @@ use super::fs::{FileSystem, Thread};
 use super::fuse::decode::{self, Message};
 use super::fuse::operation::{Context, Operation};
 use super::fuse::reply::ReplyBuf;
-use super::fuse::wire::{InHeader, Opcode, OutHeader};
+use super::fuse::wire::{InHeader, Opcode, OutHeader, WriteIn};
+use super::recorder::Recorder;
 
 /// Bytes of the header of a reply.
 pub const OUT_HEADER: usize = size_of::<OutHeader>();
+
+/// Bytes of a WRITE before its data.
+const WRITE_MESSAGE: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 
 /// A transfer of this many bytes or more counts as slow: the guest hears of earlier replies first.
 const SLOW_TRANSFER: u32 = 256 * 1024;
@@ -27,12 +31,13 @@ pub struct Server {
     thread: Thread,
     body: Vec<u8>,
     reply: ReplyBuf,
+    recorder: Recorder,
 }
 
 impl Server {
     /// For the calling thread.
-    pub fn new(fs: Arc<FileSystem>, thread: Thread) -> Self {
-        Server { fs, thread, body: Vec::new(), reply: ReplyBuf::default() }
+    pub fn new(fs: Arc<FileSystem>, thread: Thread, recorder: Recorder) -> Self {
+        Server { fs, thread, body: Vec::new(), reply: ReplyBuf::default(), recorder }
     }
 
     /// Serves the request in `buffers`; bytes written to the guest, 0 where there is no reply. `before_slow` is
@@ -57,7 +62,10 @@ impl Server {
         }
         self.thread.refresh(&self.fs);
         self.reply.begin(buffers.writable_len().saturating_sub(OUT_HEADER));
+        let begun = self.recorder.begin(header.opcode);
         let result = self.run(&header, buffers, before_slow);
+        let data = if result.is_ok() { self.data_len(&header, buffers) } else { 0 };
+        self.recorder.end(&begun, result.is_err(), data);
         if let Err(e) = result {
             log::trace!("{}: {e}", Opcode::from_raw(header.opcode).map_or("unknown opcode", Opcode::name));
         }
@@ -70,6 +78,20 @@ impl Server {
             buffers.copy_out(OUT_HEADER, self.reply.bytes());
         }
         out.len
+    }
+
+    /// What the thread counts with.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    /// Bytes of file data of the request that was just served.
+    fn data_len<B: Bitmap + 'static>(&self, header: &InHeader, buffers: &Buffers<'_, B>) -> u64 {
+        match Opcode::from_raw(header.opcode) {
+            Some(Opcode::Read) => self.reply.payload_len() as u64,
+            Some(Opcode::Write) => buffers.readable_len().saturating_sub(WRITE_MESSAGE) as u64,
+            _ => 0,
+        }
     }
 
     /// Decodes and runs the request; its reply is in `self.reply` then.

@@ -48,7 +48,7 @@ impl View {
     /// # Errors
     /// [`ViewError`]; the worker must end then.
     pub fn new(start: &Start, fds: StartFds) -> Result<Self, ViewError> {
-        let StartFds { share, listener, fd_directory } = fds;
+        let StartFds { share, listener, fd_directory, metrics: _ } = fds;
         let (share_is_mount_root, can_clone) = match (start.share_mount, start.sandbox) {
             (ShareMount::Idmapped | ShareMount::Detached, _) => (true, false),
             (ShareMount::Host, SandboxMode::Namespace) => (false, true),

@@ -257,7 +257,11 @@ fn the_worker_has_at_most_sixty_calls_by_default() {
 #[test]
 fn the_library_has_the_tested_programs() {
     use sandbox::seccomp::{self, Mode};
-    for (policy, name) in [(seccomp::Policy::Worker, "worker"), (seccomp::Policy::Broker, "broker")] {
+    for (policy, name) in [
+        (seccomp::Policy::Worker, "worker"),
+        (seccomp::Policy::Broker, "broker"),
+        (seccomp::Policy::Exporter, "exporter"),
+    ] {
         let prefix = format!("{}/{name}", std::env::consts::ARCH);
         let setups: Vec<_> = Setup::all().into_iter().filter(|s| s.name.starts_with(&prefix)).collect();
         let whys = policy::load(&root(), std::env::consts::ARCH, name).unwrap().widenings;

@@ -1,6 +1,7 @@
 //! From configuration to a worker that waits for its first message: everything that needs the host's privileges
 //! once.
 
+pub mod exporter;
 pub mod ids;
 pub mod lock_file;
 pub mod share;

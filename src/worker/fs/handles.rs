@@ -70,6 +70,11 @@ impl Handles {
         Ok(handle)
     }
 
+    /// How many are open.
+    pub fn len(&self) -> u64 {
+        self.0.live()
+    }
+
     /// Closes all handles.
     pub fn clear(&self) {
         self.0.clear();

@@ -214,6 +214,11 @@ impl Inodes {
         self.slots.clear();
         self.find_or_insert(root, kind, &mut Some(fd));
     }
+
+    /// How many there are.
+    pub fn len(&self) -> u64 {
+        self.slots.live()
+    }
 }
 
 impl Default for Inodes {

@@ -33,6 +33,7 @@ mod xattr;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -48,6 +49,7 @@ use crate::config::id_translation::IdTranslator;
 use crate::config::xattrmap::XattrMap;
 use crate::config::{CachePolicy, FsConfig};
 use crate::protocol::Services;
+use crate::protocol::metrics::Region;
 use crate::worker::broker_client::BrokerClient;
 use crate::worker::fuse::negotiate::Service;
 use crate::worker::fuse::operation::{Context, NodeId};
@@ -111,6 +113,8 @@ pub struct Resources {
     pub services: Services,
     /// How many fds inodes and handles may take.
     pub bounds: Bounds,
+    /// Where counters go.
+    pub metrics: Arc<Region>,
 }
 
 /// The passthrough file system of one device.
@@ -165,6 +169,29 @@ impl FileSystem {
     /// What the user asked for.
     pub fn config(&self) -> &FsConfig {
         &self.config
+    }
+
+    /// Where counters go.
+    pub fn metrics(&self) -> &Arc<Region> {
+        &self.resources.metrics
+    }
+
+    /// Writes down how much there is of what the guest can make more of.
+    pub fn publish(&self) {
+        let device = &self.resources.metrics.device;
+        // Queue threads do this each time they run out of work: a line that does not change stays in all caches.
+        let show = |shown: &AtomicU64, number: u64| {
+            if shown.load(Ordering::Relaxed) != number {
+                shown.store(number, Ordering::Relaxed);
+            }
+        };
+        show(&device.inodes, self.inodes.len());
+        show(&device.handles, self.handles.len());
+        show(&device.hot_inodes, self.keeper.hot() as u64);
+        let counts = self.resources.broker.iter().flat_map(|broker| broker.requests());
+        for (shown, count) in device.broker_requests.iter().zip(counts) {
+            show(shown, count.load(Ordering::Relaxed));
+        }
     }
 
     /// What this file system serves beyond the options, for INIT.

@@ -249,6 +249,11 @@ impl Keeper {
         }
     }
 
+    /// How many inodes are hot.
+    pub fn hot(&self) -> usize {
+        self.seats.inodes()
+    }
+
     /// All inodes are gone.
     pub fn reset(&self) {
         let before = std::mem::take(&mut *self.clock.lock());

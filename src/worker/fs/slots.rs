@@ -8,6 +8,7 @@
 //! Lock order: a stripe's lock is innermost; nothing else is taken under it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Stripes; a power of two.
@@ -20,6 +21,8 @@ const DENSE_SLACK: usize = 4096;
 pub struct Slots<T> {
     stripes: Box<[Stripe<T>]>,
     allocator: Mutex<Allocator>,
+    /// Ids in use; written under the allocator's lock.
+    live: AtomicU64,
     first: u64,
 }
 
@@ -55,6 +58,7 @@ impl<T> Slots<T> {
         Slots {
             stripes: (0..STRIPES).map(|_| stripe()).collect(),
             allocator: Mutex::new(Allocator { next: first, free: Vec::new() }),
+            live: AtomicU64::new(0),
             first,
         }
     }
@@ -62,6 +66,7 @@ impl<T> Slots<T> {
     /// Reserves an id. It must be filled with [`Slots::set`] or given back with [`Slots::release`].
     pub fn reserve(&self) -> Id {
         let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        self.live.store(self.live().saturating_add(1), Ordering::Relaxed);
         if let Some((id, generation)) = allocator.free.pop() {
             return Id { id, generation };
         }
@@ -70,9 +75,15 @@ impl<T> Slots<T> {
         Id { id, generation: 0 }
     }
 
+    /// How many ids are in use.
+    pub fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
     /// Gives an id back that has no entry (any more).
     pub fn release(&self, id: Id) {
         let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        self.live.store(self.live().saturating_sub(1), Ordering::Relaxed);
         allocator.free.push((id.id, id.generation.wrapping_add(1)));
     }
 
@@ -132,6 +143,7 @@ impl<T> Slots<T> {
             drop(dropped);
         }
         let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        self.live.store(0, Ordering::Relaxed);
         *allocator = Allocator { next: self.first, free: Vec::new() };
     }
 }
@@ -152,7 +164,9 @@ mod tests {
         assert_eq!(slots.remove(1).as_deref(), Some(&"a"));
         assert_eq!(slots.get(1), None);
         slots.release(a);
+        assert_eq!(slots.live(), 1);
         assert_eq!(slots.reserve(), Id { id: 1, generation: 1 });
+        assert_eq!(slots.live(), 2);
         assert_eq!(slots.get(2).as_deref(), Some(&"b"));
     }
 

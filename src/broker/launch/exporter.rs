@@ -1,0 +1,76 @@
+//! The process that shows metrics: started before the broker confines itself, with a listening socket and the
+//! counters to read, and nothing else.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use sandbox::id_maps::IdMaps;
+use sandbox::namespaces::Namespaces;
+use sandbox::process::{Child, Spawn};
+
+use crate::broker::BrokerError;
+use crate::broker::log::Subject as LogSubject;
+use crate::broker::requests::HostIds;
+use crate::config::{Config, SandboxMode};
+use crate::exporter::Instructions;
+use crate::exporter::snapshot::Subject;
+use crate::protocol::metrics::MetricsMemory;
+use crate::protocol::{EXPORTER_ARGV0, EXPORTER_MEMORY_FD, EXPORTER_SOCKET_FD};
+
+/// Its host id where the worker's root is the host's: nobody.
+const NOBODY: u32 = 65534;
+
+/// Starts it.
+///
+/// # Errors
+/// [`BrokerError`], by step.
+pub fn start(
+    config: &Config,
+    subject: &LogSubject,
+    listener: OwnedFd,
+    memory: &MetricsMemory,
+    worker_ids: &HostIds,
+    privileged: bool,
+) -> Result<Child, BrokerError> {
+    let exe = open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(BrokerError::OwnExecutable)?;
+    let memory = memory.read_only()?;
+    let in_namespaces = config.confinement.sandbox == SandboxMode::Namespace;
+    let request = Spawn {
+        exe: exe.as_fd(),
+        argv: vec![EXPORTER_ARGV0.to_owned(), instructions(config, subject)?],
+        envp: Vec::new(),
+        fds: vec![(listener.as_fd(), EXPORTER_SOCKET_FD), (memory.as_fd(), EXPORTER_MEMORY_FD)],
+        namespaces: if in_namespaces { Namespaces::all() } else { Namespaces::empty() },
+        id_maps: in_namespaces.then(|| id_map(worker_ids, privileged)),
+    };
+    Ok(request.spawn()?)
+}
+
+/// One id of the worker's range, so that no other device's process has it; in a pid namespace of its own.
+fn id_map(worker_ids: &HostIds, privileged: bool) -> IdMaps {
+    if !privileged {
+        return IdMaps::own();
+    }
+    let id = worker_ids.uid(0).filter(|id| *id != 0).unwrap_or(NOBODY);
+    IdMaps::shifted(id, 1)
+}
+
+fn instructions(config: &Config, subject: &LogSubject) -> Result<CString, BrokerError> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let subject = Subject {
+        share: text(&subject.share),
+        device: text(&subject.device),
+        request_queues: config.worker.device.num_request_queues,
+        limits: BTreeMap::new(),
+    };
+    let instructions =
+        Instructions { sandbox: config.confinement.sandbox, seccomp: config.confinement.seccomp, subject };
+    let failed = |source| BrokerError::Prepare { what: "instructions of the metrics process", source };
+    let json = serde_json::to_string(&instructions).map_err(|error| failed(error.into()))?;
+    // JSON has no NUL.
+    CString::new(json).map_err(|error| failed(error.into()))
+}

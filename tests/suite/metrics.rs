@@ -1,0 +1,241 @@
+//! Counters, the process that shows them, and `virtiofsd stat`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::bounded::bounded;
+use tests::daemon::{DaemonCommand, PATIENCE};
+use tests::frontend::DeviceConfig;
+use tests::fuse::Session;
+use tests::fuse::wire::ROOT;
+use tests::peers::Implementation;
+use tests::share::{Share, TempDir};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A daemon with a metrics socket, and a guest.
+struct Watched {
+    session: Session,
+    socket: PathBuf,
+    _directory: TempDir,
+}
+
+impl Watched {
+    fn start(share: &Share, options: &[&str]) -> Watched {
+        let directory = TempDir::short();
+        let socket = directory.path().join("metrics");
+        let command = DaemonCommand::serving(&Implementation::Ours, share.path())
+            .args(options)
+            .args([Path::new("--metrics-socket"), &socket]);
+        let session = Session::start(command, DeviceConfig::default());
+        Watched { session, socket, _directory: directory }
+    }
+
+    /// Status line and body.
+    fn get(&self, request: &str) -> (String, String) {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+        (head.lines().next().unwrap().to_owned(), body.to_owned())
+    }
+
+    fn metrics(&self) -> String {
+        let (status, body) = self.get("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(status, "HTTP/1.0 200 OK");
+        body
+    }
+
+    fn exporter(&self) -> i32 {
+        let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let pids = self.session.daemon.descendants();
+        pids.into_iter().find(|pid| name(pid).starts_with("virtiofsd-exporter")).expect("an exporter")
+    }
+}
+
+/// Reads OpenMetrics text as strictly as its specification (1.0) has it, as far as our kinds of metrics go: samples
+/// by name with labels.
+fn parse(text: &str) -> BTreeMap<String, f64> {
+    let mut samples = BTreeMap::new();
+    let mut families = BTreeSet::new();
+    let (mut family, mut kind) = (String::new(), String::new());
+    let body = text.strip_suffix("# EOF\n").expect("it ends with # EOF");
+    for line in body.lines() {
+        if let Some(comment) = line.strip_prefix("# ") {
+            let mut words = comment.splitn(3, ' ');
+            let (what, name, rest) =
+                (words.next().unwrap(), words.next().unwrap(), words.next().expect("three words"));
+            if name != family {
+                assert!(families.insert(name.to_owned()), "{name} comes in two pieces");
+                (family, kind) = (name.to_owned(), String::new());
+            }
+            match what {
+                "HELP" => {}
+                "TYPE" => kind = rest.to_owned(),
+                "UNIT" => assert!(family.ends_with(&format!("_{rest}")), "{line}"),
+                _ => panic!("{line}"),
+            }
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').expect("a name and a value");
+        let name = series.split('{').next().unwrap();
+        let suffix = name.strip_prefix(&family).unwrap_or_else(|| panic!("{line} is not of {family}"));
+        let allowed: &[&str] = match kind.as_str() {
+            "counter" => &["_total"],
+            "gauge" => &[""],
+            "info" => &["_info"],
+            "histogram" => &["_sum", "_count", "_bucket"],
+            other => panic!("{family} has the type {other:?}"),
+        };
+        assert!(allowed.contains(&suffix), "{line}: a {kind}");
+        assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'), "{line}");
+        let value: f64 = value.parse().unwrap_or_else(|_| panic!("{line}"));
+        assert!(value >= 0.0 && samples.insert(series.to_owned(), value).is_none(), "{line}");
+    }
+    samples
+}
+
+/// Each histogram's buckets grow and end at +Inf with the count.
+fn check_histogram(samples: &BTreeMap<String, f64>, op: &str) {
+    let labels = format!(",op=\"{op}\"}}");
+    let prefix = "virtiofsd_duration_seconds_bucket{le=\"";
+    let mut buckets: Vec<(f64, f64)> = samples
+        .iter()
+        .filter_map(|(name, value)| {
+            let bound = name.strip_prefix(prefix)?.strip_suffix(&labels)?.trim_end_matches('"');
+            Some((bound.replace("+Inf", "inf").parse().unwrap(), *value))
+        })
+        .collect();
+    buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+    assert_eq!(buckets.len(), 25, "{op}");
+    assert!(buckets.windows(2).all(|pair| pair[0].1 <= pair[1].1), "{op}: {buckets:?}");
+    let (last, count) = *buckets.last().unwrap();
+    assert!(last.is_infinite());
+    assert_eq!(Some(&count), samples.get(&format!("virtiofsd_duration_seconds_count{{op=\"{op}\"}}")));
+}
+
+#[test]
+fn what_the_guest_does_is_counted() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        fs::write(share.path().join("file"), vec![7; 10_000]).unwrap();
+        let mut watched = Watched::start(&share, &[]);
+        let client = watched.session.client();
+        for _ in 0..40 {
+            client.getattr(ROOT, None).unwrap();
+        }
+        client.lookup(ROOT, "missing").unwrap_err();
+        let file = client.lookup(ROOT, "file").unwrap();
+        let open = client.open(file.nodeid, libc::O_RDONLY).unwrap();
+        assert_eq!(client.read(file.nodeid, open.fh, 0, 6000).unwrap().len(), 6000);
+        // The numbers of the device as a whole are written once the queue is empty, after the reply.
+        let mut samples = parse(&watched.metrics());
+        for _ in 0..1000 {
+            if samples["virtiofsd_handles"] == 1.0 {
+                break;
+            }
+            watched.session.client().statfs(ROOT).unwrap();
+            samples = parse(&watched.metrics());
+        }
+        let sample = |name: &str| *samples.get(name).unwrap_or_else(|| panic!("{name} in {samples:#?}"));
+        assert_eq!(sample("virtiofsd_requests_total{op=\"GETATTR\"}"), 40.0);
+        assert_eq!(sample("virtiofsd_duration_seconds_count{op=\"GETATTR\"}"), 3.0);
+        assert_eq!(sample("virtiofsd_requests_total{op=\"LOOKUP\"}"), 2.0);
+        assert_eq!(sample("virtiofsd_errors_total{op=\"LOOKUP\"}"), 1.0);
+        assert_eq!(sample("virtiofsd_data_bytes_total{op=\"READ\"}"), 6000.0);
+        assert_eq!(sample("virtiofsd_inodes"), 2.0);
+        assert_eq!(sample("virtiofsd_handles"), 1.0);
+        assert_eq!(sample("virtiofsd_broker_requests_total{kind=\"Attached\"}"), 1.0);
+        check_histogram(&samples, "GETATTR");
+        let broker = watched.session.daemon.pid().to_string();
+        for target in [watched.socket.to_str().unwrap(), &broker] {
+            let output = Command::new(Implementation::Ours.binary()).args(["stat", target]).output().unwrap();
+            let table = String::from_utf8(output.stdout).unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(table.contains("inodes 2 ("), "{table}");
+            let row = table.lines().find(|line| line.starts_with("GETATTR")).expect("a row");
+            assert_eq!(row.split_whitespace().nth(1), Some("40"));
+        }
+        let (status, stderr) = watched.session.finish();
+        assert!(status.success(), "{status}\n{stderr}");
+        assert!(!watched.socket.exists(), "the socket is removed at the end");
+    });
+}
+
+#[test]
+fn a_bad_or_slow_client_holds_up_nobody() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        let watched = Watched::start(&share, &[]);
+        let mut slow: Vec<UnixStream> =
+            (0..15).map(|_| UnixStream::connect(&watched.socket).unwrap()).collect();
+        for stream in &mut slow {
+            stream.write_all(b"GET /metr").unwrap();
+        }
+        parse(&watched.metrics());
+        assert_eq!(watched.get("POST /metrics HTTP/1.0\r\n\r\n").0, "HTTP/1.0 405 Method Not Allowed");
+        assert_eq!(watched.get("GET /../etc/passwd HTTP/1.0\r\n\r\n").0, "HTTP/1.0 404 Not Found");
+        assert_eq!(watched.get("\u{0}\r\n\r\n").0, "HTTP/1.0 400 Bad Request");
+        assert!(watched.get(&"x".repeat(4096)).0.starts_with("HTTP/1.0 431 "));
+        slow.push(UnixStream::connect(&watched.socket).unwrap());
+        // With all places taken, a client waits until the slow ones' time is over.
+        parse(&watched.metrics());
+    });
+}
+
+#[test]
+fn the_exporter_has_no_privilege_and_may_die() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        let mut watched = Watched::start(&share, &[]);
+        parse(&watched.metrics());
+        let pid = watched.exporter();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+            line.trim_start_matches(':').split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!((field("NoNewPrivs")[0].as_str(), field("Seccomp")[0].as_str()), ("1", "2"));
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(field(set)[0], "0000000000000000", "{set}");
+        }
+        assert!(!field("Uid").contains(&"0".to_owned()), "{:?}", field("Uid"));
+        let fds: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
+            .filter(|link| link != "/dev/null" && !link.starts_with("socket:"))
+            .collect();
+        assert!(fds.is_empty(), "{fds:?}");
+        assert_eq!(fs::read_dir(format!("/proc/{pid}/root/")).unwrap().count(), 0, "an empty root");
+
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        let client = watched.session.client();
+        client.getattr(ROOT, None).unwrap();
+        let (status, stderr) = watched.session.finish();
+        assert!(status.success() && stderr.contains("the process that shows metrics"), "{status}\n{stderr}");
+    });
+}
+
+#[test]
+fn what_cannot_be_asked_is_told() {
+    let stat = |args: &[&str]| {
+        let output = Command::new(Implementation::Ours.binary()).arg("stat").args(args).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (status, complaint) = stat(&["/nowhere"]);
+    assert!(status == Some(1) && complaint.contains("/nowhere") && complaint.contains("--metrics-socket"));
+    let own = std::process::id().to_string();
+    let (status, complaint) = stat(&[&own]);
+    assert!(status == Some(1) && complaint.contains(&own), "{complaint}");
+    assert_eq!(stat(&[]).0, Some(2));
+    assert_eq!(stat(&["--bogus"]).0, Some(2));
+}
