@@ -43,7 +43,7 @@ pub enum Mode {
 /// A group of rights that are given up together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
-    /// No program is executed and no block device is made. (Linux 5.13; 5.19 for the sake of renames)
+    /// No program is executed. (Linux 5.13; 5.19 for the sake of renames)
     Programs,
     /// No device but those opened before takes an ioctl. (Linux 6.10)
     DeviceIoctls,
@@ -64,7 +64,7 @@ pub enum Layer {
 impl fmt::Display for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Programs => "programs and block devices",
+            Self::Programs => "programs",
             Self::DeviceIoctls => "device ioctls",
             Self::SocketFiles => "socket files",
             Self::OutsideShare => "files outside the share",
@@ -148,7 +148,9 @@ pub enum LandlockError {
 /// Rights of the newest ABI that this module knows; the landlock crate leaves out what the kernel lacks.
 const NEWEST: ABI = ABI::V10;
 
-const PROGRAMS: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute | MakeBlock});
+/// Not `MakeBlock`: a rename or link of a block device that is in the share needs it too. That a worker makes none is
+/// its user namespace's matter.
+const PROGRAMS: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute});
 const UDP: BitFlags<AccessNet> = make_bitflags!(AccessNet::{BindUdp | ConnectSendUdp});
 const TCP: BitFlags<AccessNet> = make_bitflags!(AccessNet::{BindTcp | ConnectTcp});
 

@@ -13,7 +13,7 @@
 //!   against the daemon without a VM.
 //! - [`guest`] boots a real guest under QEMU.
 //! - [`procfs`] reads what the kernel says about a process.
-//! - [`program`] runs such programs, bounded.
+//! - [`program`] runs such programs, bounded; [`tools`] has those that no distribution packages.
 //! - [`mod@bench`] measures daemons side by side.
 
 pub mod bench;
@@ -29,3 +29,4 @@ pub mod processes;
 pub mod procfs;
 pub mod program;
 pub mod share;
+pub mod tools;

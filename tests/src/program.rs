@@ -47,6 +47,12 @@ impl Program {
         self
     }
 
+    /// Adds an argument.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Program {
+        self.command.arg(arg);
+        self
+    }
+
     /// Runs it in this directory.
     pub fn dir(mut self, dir: impl AsRef<Path>) -> Program {
         self.command.current_dir(dir);

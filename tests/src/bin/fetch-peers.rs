@@ -1,14 +1,16 @@
-//! Fetches the daemons that ours is compared with into the cache; those that are there stay.
+//! Fetches the daemons that ours is compared with, and test programs, into the cache; those that are there stay.
 //!
-//! `fetch-peers [1.13.3|1.14.0|c]...`, all without arguments.
+//! `fetch-peers [1.13.3|1.14.0|c]...`, all and the test programs without arguments.
 
 use std::process::ExitCode;
 
 use tests::peers::{self, Implementation, PEERS};
+use tests::tools::TOOLS;
 
 fn main() -> ExitCode {
     let wanted: Result<Vec<Implementation>, String> =
         std::env::args().skip(1).map(|arg| arg.parse()).collect();
+    let tools = if std::env::args().len() > 1 { &[][..] } else { &TOOLS[..] };
     let wanted = match wanted {
         Ok(list) if list.is_empty() => PEERS.to_vec(),
         Ok(list) if list.iter().all(|peer| PEERS.contains(peer)) => list,
@@ -19,6 +21,12 @@ fn main() -> ExitCode {
         match peers::fetch(&peer) {
             Ok(path) => println!("{}: {}", peer.name(), path.display()),
             Err(e) => return failure(&format!("cannot fetch {}: {e}", peer.name())),
+        }
+    }
+    for tool in tools {
+        match tool.fetch() {
+            Ok(path) => println!("{} {}: {}", tool.name, tool.version, path.display()),
+            Err(e) => return failure(&format!("cannot fetch {}: {e}", tool.name)),
         }
     }
     ExitCode::SUCCESS
