@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_was_never_there_is_not_kept() {
-        let every = Services { handles: true, make_device: true, trusted_xattr: true };
+        let every = Services { handles: true, admit: true, make_device: true, trusted_xattr: true };
         assert!(needed(every, CapabilitySet::EMPTY, true).permitted.is_empty());
     }
 }

@@ -39,7 +39,10 @@ impl Offer {
         let mode = config.worker.fs.inode_file_handles;
         if mode != InodeFileHandles::Never {
             match known.and_then(|()| try_handles(view)) {
-                Ok(()) => offer.services.handles = true,
+                Ok(()) => {
+                    offer.services.handles = true;
+                    offer.services.admit = sys::proves_handles(view.share.as_fd());
+                }
                 Err(reason) if mode == InodeFileHandles::Mandatory => {
                     return Err(BrokerError::HandlesMandatory(reason));
                 }

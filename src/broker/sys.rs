@@ -79,6 +79,51 @@ pub fn open_handle(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd
     })
 }
 
+/// `AT_HANDLE_CONNECTABLE` (Linux 6.13).
+const AT_HANDLE_CONNECTABLE: c_int = 0x2;
+/// `FILEID_IS_CONNECTABLE`: the flag in a handle's type that goes with it. The kernel opens such a handle only if
+/// the file can be reached from the root of the mount that it is opened on.
+const FILEID_IS_CONNECTABLE: c_int = 0x1_0000;
+/// `FILEID_USER_FLAGS_MASK`: not the file system's part of a handle's type.
+const FILEID_USER_FLAGS: c_int = FILEID_IS_CONNECTABLE.wrapping_neg();
+
+/// Whether this kernel knows connectable handles, and this file system makes them. An older kernel would hand the
+/// flag on to the file system, so without this check nothing must be opened by [`open_foreign_handle`].
+pub fn proves_handles(directory: BorrowedFd<'_>) -> bool {
+    let mut raw = RawHandle {
+        handle_bytes: MAX_HANDLE_BYTES as c_uint,
+        handle_type: 0,
+        f_handle: [0; MAX_HANDLE_BYTES],
+    };
+    let mut mount: c_int = 0;
+    // SAFETY: `raw` has the layout of struct file_handle and states the room behind it truly; the path is a
+    // NUL-terminated literal; `mount` is an int that outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            directory.as_raw_fd(),
+            c".".as_ptr(),
+            &raw mut raw,
+            &raw mut mount,
+            AT_HANDLE_CONNECTABLE,
+        )
+    };
+    result == 0 && raw.handle_type & FILEID_IS_CONNECTABLE != 0
+}
+
+/// [`open_handle`] of a handle that anybody may have made: only if the kernel finds its file below the root of
+/// the mount.
+///
+/// # Errors
+/// `ESTALE` when it doesn't, `EINVAL` for a type that no file system has, and the kernel's others.
+pub fn open_foreign_handle(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd, Errno> {
+    if handle.handle_type & FILEID_USER_FLAGS != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let handle_type = handle.handle_type | FILEID_IS_CONNECTABLE;
+    open_handle(mount, &FileHandle { handle_type, bytes: handle.bytes.clone() })
+}
+
 /// A mount's id as `/proc/self/mountinfo` has it: unique while the mount exists, so keep an fd on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MountId(u64);

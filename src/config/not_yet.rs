@@ -1,7 +1,7 @@
 //! Options that are understood but not served yet. They are refused, never ignored; a feature that lands takes
 //! its entry out of [`NOT_YET`], and nothing else.
 
-use super::{Config, MigrationMode, MigrationOnError};
+use super::Config;
 
 /// One option that cannot be had yet.
 pub struct NotYet {
@@ -16,35 +16,9 @@ pub struct NotYet {
 }
 
 /// All of them.
-pub const NOT_YET: &[NotYet] = &[
-    NotYet {
-        option: "--thread-pool-size",
-        example: "--thread-pool-size=4",
-        instead: "leave it out: requests are served on the threads of --num-request-queues",
-        asked_for: |config| config.worker.device.thread_pool_size > 0,
-    },
-    NotYet {
-        option: "--migration-mode",
-        example: "--migration-mode=file-handles",
-        instead: "leave it out, or use --migration-mode=find-paths",
-        asked_for: |config| config.worker.migration.mode != MigrationMode::FindPaths,
-    },
-    NotYet {
-        option: "--migration-on-error",
-        example: "--migration-on-error=guest-error",
-        instead: "leave it out, or use --migration-on-error=abort",
-        asked_for: |config| config.worker.migration.on_error != MigrationOnError::Abort,
-    },
-    NotYet {
-        option: "--migration-verify-handles",
-        example: "--migration-verify-handles",
-        instead: "leave it out",
-        asked_for: |config| config.worker.migration.verify_handles,
-    },
-    NotYet {
-        option: "--migration-confirm-paths",
-        example: "--migration-confirm-paths",
-        instead: "leave it out",
-        asked_for: |config| config.worker.migration.confirm_paths,
-    },
-];
+pub const NOT_YET: &[NotYet] = &[NotYet {
+    option: "--thread-pool-size",
+    example: "--thread-pool-size=4",
+    instead: "leave it out: requests are served on the threads of --num-request-queues",
+    asked_for: |config| config.worker.device.thread_pool_size > 0,
+}];

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::bounded::{Bytes, List};
 use super::handle::{MAC_BYTES, MAX_HANDLE_BYTES};
 use super::message::{
-    DeviceKind, Layer, LayerReport, LayerState, MAX_REPORTS, MakeDevice, Permissions, ToBroker, TrustedXattr,
-    XattrSetMode,
+    Admit, DeviceKind, Layer, LayerReport, LayerState, MAX_REPORTS, MakeDevice, Permissions, ToBroker,
+    TrustedXattr, XattrSetMode,
 };
 use super::name::{EntryName, TrustedName};
 use super::{FileHandle, SealedHandle};
@@ -74,6 +74,8 @@ pub fn requests() -> impl Strategy<Value = ToBroker> {
         Just(ToBroker::Attached),
         Just(ToBroker::Seal),
         forged_handles().prop_map(ToBroker::Reopen),
+        forged_handles()
+            .prop_map(|SealedHandle { mount, handle, .. }| ToBroker::Admit(Admit { mount, handle })),
         devices().prop_map(ToBroker::MakeDevice),
         xattrs().prop_map(ToBroker::TrustedXattr),
     ]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bounded::{Bytes, List};
 use super::errno::Errno;
-use super::handle::SealedHandle;
+use super::handle::{FileHandle, SealedHandle};
 use super::log_line::LogLevel;
 use super::name::{EntryName, TrustedName};
 use super::{MAX_FDS, Services};
@@ -38,6 +38,9 @@ pub enum ToWorker {
     Sealed(List<Result<SealedHandle, Errno>, MAX_FDS>),
     /// Reply to [`ToBroker::Reopen`]: with `Ok` comes one `O_PATH` fd. `ESTALE` when the file is gone.
     Reopened(Result<(), Errno>),
+    /// Reply to [`ToBroker::Admit`]: with `Ok` comes one `O_PATH` fd. `ESTALE` when the handle leads to no file that
+    /// is proven to lie in the share.
+    Admitted(Result<(), Errno>),
     /// Reply to [`ToBroker::MakeDevice`].
     DeviceMade(Result<(), Errno>),
     /// Reply to [`ToBroker::TrustedXattr`].
@@ -56,6 +59,8 @@ pub enum ToBroker {
     Seal,
     /// Open the file of this handle.
     Reopen(SealedHandle),
+    /// Open a file handle that a migration stream had.
+    Admit(Admit),
     /// Make a device node in the directory whose fd comes with it.
     MakeDevice(MakeDevice),
     /// A `trusted.*` attribute of the file whose fd (of any access mode) comes with it.
@@ -287,6 +292,15 @@ pub struct MakeDevice {
     pub uid: u32,
     /// Its group, as the worker's namespace numbers groups.
     pub gid: u32,
+}
+
+/// A file handle of a migration stream, which anybody may have made up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admit {
+    /// The mount to open it on, as in a [`SealedHandle`] of a file there.
+    pub mount: u32,
+    /// The handle.
+    pub handle: FileHandle,
 }
 
 /// What to do with a `trusted.*` attribute (`--modcaps=+sys_admin`).

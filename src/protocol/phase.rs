@@ -25,6 +25,8 @@ pub enum Phase {
 pub struct Services {
     /// Seal and reopen: the broker has `CAP_DAC_READ_SEARCH`, the share a mount of its own.
     pub handles: bool,
+    /// Open handles of a migration stream: where the kernel can prove that a handle's file lies in the share.
+    pub admit: bool,
     /// `--modcaps=+mknod`
     pub make_device: bool,
     /// `--modcaps=+sys_admin`
@@ -38,6 +40,8 @@ pub enum Service {
     Mounts,
     /// [`Services::handles`]
     Handles,
+    /// [`Services::admit`]
+    Admit,
     /// [`Services::make_device`]
     MakeDevice,
     /// [`Services::trusted_xattr`]
@@ -50,6 +54,7 @@ impl Services {
         match service {
             Service::Mounts => self != Services::default(),
             Service::Handles => self.handles,
+            Service::Admit => self.admit,
             Service::MakeDevice => self.make_device,
             Service::TrustedXattr => self.trusted_xattr,
         }
@@ -57,7 +62,7 @@ impl Services {
 }
 
 /// How many kinds of requests there are.
-pub const KINDS: usize = 6;
+pub const KINDS: usize = 7;
 
 /// A request without its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +75,8 @@ pub enum Kind {
     Seal,
     /// [`ToBroker::Reopen`]
     Reopen,
+    /// [`ToBroker::Admit`]
+    Admit,
     /// [`ToBroker::MakeDevice`]
     MakeDevice,
     /// [`ToBroker::TrustedXattr`]
@@ -78,8 +85,15 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, by their numbers.
-    pub const ALL: [Self; KINDS] =
-        [Self::Confined, Self::Attached, Self::Seal, Self::Reopen, Self::MakeDevice, Self::TrustedXattr];
+    pub const ALL: [Self; KINDS] = [
+        Self::Confined,
+        Self::Attached,
+        Self::Seal,
+        Self::Reopen,
+        Self::Admit,
+        Self::MakeDevice,
+        Self::TrustedXattr,
+    ];
 }
 
 impl ToBroker {
@@ -90,6 +104,7 @@ impl ToBroker {
             Self::Attached => Kind::Attached,
             Self::Seal => Kind::Seal,
             Self::Reopen(_) => Kind::Reopen,
+            Self::Admit(_) => Kind::Admit,
             Self::MakeDevice(_) => Kind::MakeDevice,
             Self::TrustedXattr(_) => Kind::TrustedXattr,
         }
@@ -114,11 +129,12 @@ pub struct Rule {
 }
 
 /// Every request that may come at all.
-pub const RULES: [Rule; 6] = [
+pub const RULES: [Rule; 7] = [
     row(Kind::Confined, Phase::Starting, Phase::Listening, 0, 0, None),
     row(Kind::Attached, Phase::Listening, Phase::Serving, 0, 0, None),
     row(Kind::Seal, Phase::Serving, Phase::Serving, 1, MAX_FDS, Some(Service::Mounts)),
     row(Kind::Reopen, Phase::Serving, Phase::Serving, 0, 0, Some(Service::Handles)),
+    row(Kind::Admit, Phase::Serving, Phase::Serving, 0, 0, Some(Service::Admit)),
     row(Kind::MakeDevice, Phase::Serving, Phase::Serving, 1, 1, Some(Service::MakeDevice)),
     row(Kind::TrustedXattr, Phase::Serving, Phase::Serving, 1, 1, Some(Service::TrustedXattr)),
 ];
@@ -159,6 +175,9 @@ pub enum Violation {
     /// A handle that this broker did not seal.
     #[error("a file handle that was not sealed here")]
     ForgedHandle,
+    /// A mount that is not in the broker's table.
+    #[error("a mount number that was never given out")]
+    UnknownMount,
 }
 
 /// Lets a request through, or not; gives the phase after it.

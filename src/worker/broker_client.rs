@@ -15,9 +15,9 @@ use thiserror::Error;
 
 use crate::protocol::bounded::List;
 use crate::protocol::channel::{Received, WorkerEnd};
-use crate::protocol::message::{LayerReport, MakeDevice, Start, TrustedXattr, XattrReply};
+use crate::protocol::message::{Admit, LayerReport, MakeDevice, Start, TrustedXattr, XattrReply};
 use crate::protocol::phase::KINDS;
-use crate::protocol::{ChannelError, Errno, MAX_FDS, SealedHandle, ToBroker, ToWorker};
+use crate::protocol::{ChannelError, Errno, FileHandle, MAX_FDS, SealedHandle, ToBroker, ToWorker};
 
 /// Why the broker did not do what it was asked.
 #[derive(Debug, Error)]
@@ -145,6 +145,21 @@ impl BrokerClient {
         match (reply, fds.pop(), fds.pop()) {
             (ToWorker::Reopened(Ok(())), Some(fd), None) => Ok(fd),
             (ToWorker::Reopened(Err(errno)), None, None) => Err(BrokerClientError::Refused(errno)),
+            _ => self.wrong_reply(),
+        }
+    }
+
+    /// Opens a file handle of a migration stream, as an `O_PATH` fd, on the mount of this number (as in a
+    /// [`SealedHandle`]).
+    ///
+    /// # Errors
+    /// [`BrokerClientError::Refused`] with `ESTALE` when the file is gone or not known to lie in the share; when the
+    /// channel fails.
+    pub fn admit(&self, mount: u32, handle: FileHandle) -> Result<OwnedFd, BrokerClientError> {
+        let (reply, mut fds) = self.ask(&ToBroker::Admit(Admit { mount, handle }), &[])?;
+        match (reply, fds.pop(), fds.pop()) {
+            (ToWorker::Admitted(Ok(())), Some(fd), None) => Ok(fd),
+            (ToWorker::Admitted(Err(errno)), None, None) => Err(BrokerClientError::Refused(errno)),
             _ => self.wrong_reply(),
         }
     }

@@ -1,11 +1,14 @@
 //! The vhost-user back end of a virtio-fs device (virtio 1.3, section 5.11): features, config space, and which
 //! thread serves which queue. What is in the queues is `queue`'s business.
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
 use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -15,9 +18,10 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use super::dirty_log::DirtyLog;
 use super::fs::FileSystem;
+use super::migrate::Migration;
 use super::queue::Queue;
 use super::vring::Vring;
-use crate::config::DeviceConfig;
+use crate::config::{DeviceConfig, MigrationConfig};
 
 /// Guest memory with a dirty log.
 pub type Memory = GuestMemoryMmap<DirtyLog>;
@@ -40,16 +44,23 @@ pub struct Device {
     queues: Box<[Mutex<Queue>]>,
     /// Written pages go to the dirty log (`VHOST_F_LOG_ALL`).
     logging: Arc<AtomicBool>,
+    migration: Migration,
 }
 
 impl Device {
     /// A device over a file system.
-    pub fn new(fs: Arc<FileSystem>, config: DeviceConfig, memory: AtomicMemory) -> Self {
+    pub fn new(
+        fs: Arc<FileSystem>,
+        config: DeviceConfig,
+        migration: MigrationConfig,
+        memory: AtomicMemory,
+    ) -> Self {
         let logging = Arc::new(AtomicBool::new(false));
         let queues = (0..=config.num_request_queues)
             .map(|index| Mutex::new(Queue::new(index, Arc::clone(&fs), Arc::clone(&logging), config.poll_us)))
             .collect();
-        Device { fs, config, memory, queues, logging }
+        let migration = Migration::new(Arc::clone(&fs), migration);
+        Device { fs, config, memory, queues, logging, migration }
     }
 
     fn queue(&self, index: usize) -> Option<MutexGuard<'_, Queue>> {
@@ -86,7 +97,9 @@ impl VhostUserBackend for Device {
     }
 
     fn acked_features(&self, features: u64) {
-        self.logging.store(features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0, Ordering::Release);
+        let logging = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        self.logging.store(logging, Ordering::Release);
+        self.migration.logging(logging);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -96,7 +109,8 @@ impl VhostUserBackend for Device {
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::BACKEND_SEND_FD
             | VhostUserProtocolFeatures::RESET_DEVICE
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::DEVICE_STATE;
         if self.config.tag.is_some() {
             features |= VhostUserProtocolFeatures::CONFIG;
         }
@@ -125,6 +139,22 @@ impl VhostUserBackend for Device {
         if let Err(e) = self.fs.end_session() {
             log::error!("device reset: cannot go back to the root of the share: {e}");
         }
+    }
+
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        phase: VhostTransferStatePhase,
+        file: File,
+    ) -> io::Result<Option<File>> {
+        // The front end's pipe is as good as one of ours.
+        let begun = self.migration.begin(direction, phase, file);
+        begun.inspect_err(|e| log::error!("migration: {e}"))?;
+        Ok(None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        Ok(self.migration.check().inspect_err(|e| log::error!("migration: {e}"))?)
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {

@@ -166,7 +166,8 @@ fn wire_attr(attr: &Attr) -> super::fuse::wire::Attr {
 fn wire_entry(entry: &Entry) -> reply::Entry {
     reply::Entry {
         node: entry.node,
-        generation: entry.generation,
+        // Node ids are never used twice.
+        generation: 0,
         attr: wire_attr(&entry.attr),
         entry_timeout: entry.valid,
         attr_timeout: entry.attr.valid,

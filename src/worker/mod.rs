@@ -107,7 +107,12 @@ fn serve(
     mut missing: Vec<LayerReport>,
 ) -> Result<(), WorkerError> {
     let memory: AtomicMemory = GuestMemoryAtomic::new(Memory::new());
-    let device = Arc::new(Device::new(Arc::new(fs), start.config.device.clone(), memory.clone()));
+    let device = Arc::new(Device::new(
+        Arc::new(fs),
+        start.config.device.clone(),
+        start.config.migration.clone(),
+        memory.clone(),
+    ));
     let setup = |step| move |reason| WorkerError::Setup { step, reason };
     let daemon = VhostUserDaemon::new("vhost-user".to_owned(), device, memory);
     // On the way out, queue threads that wait for the host's file system must not hold up the process: it ends

@@ -11,6 +11,7 @@
 //!
 //! [`Server`] knows nothing of processes and sockets, so tests can put any sequence of requests to it.
 
+mod admit;
 mod make_device;
 mod reopen;
 mod seal;
@@ -74,6 +75,7 @@ impl Server {
             ToBroker::Attached => Answer::Attached,
             ToBroker::Seal => Answer::Reply(seal::seal(self, &fds)?, Vec::new()),
             ToBroker::Reopen(sealed) => reopen::reopen(self, &sealed)?,
+            ToBroker::Admit(admit) => admit::admit(self, &admit)?,
             ToBroker::MakeDevice(device) => Answer::Reply(
                 make_device::make_device(self, &device, only(Kind::MakeDevice, &fds)?),
                 Vec::new(),

@@ -1,7 +1,6 @@
 //! `Reopen`: a sealed handle becomes an `O_PATH` fd again, on the mount of the share that it was sealed on.
 //!
-//! (A handle that this broker did not seal, such as one of a migration stream, needs a request of its own, which
-//! opens it on a mount of the table, proves that the file lies inside the share, and only then seals it.)
+//! (Handles of a migration stream are for [`super::admit`].)
 
 use super::{Answer, Server};
 use crate::broker::sys;

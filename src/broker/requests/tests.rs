@@ -25,7 +25,7 @@ use crate::protocol::message::{DeviceKind, MakeDevice, Permissions, TrustedXattr
 use crate::protocol::name::{EntryName, TrustedName};
 use crate::protocol::{SealedHandle, handle};
 
-const ALL: Services = Services { handles: true, make_device: true, trusted_xattr: true };
+const ALL: Services = Services { handles: true, admit: true, make_device: true, trusted_xattr: true };
 
 /// A host: the share `share/` with a submount `share/sub/`, and beside it `secret`, on one file system.
 struct Lab {
@@ -422,6 +422,7 @@ fn put(server: &mut Server, request: ToBroker, fds: Vec<OwnedFd>) {
                 (Kind::Confined, Answer::Confined(_))
                     | (Kind::Attached, Answer::Attached)
                     | (Kind::Seal, Answer::Reply(ToWorker::Sealed(_), _))
+                    | (Kind::Admit, Answer::Reply(ToWorker::Admitted(_), _))
                     | (Kind::MakeDevice, Answer::Reply(ToWorker::DeviceMade(_), _))
                     | (Kind::TrustedXattr, Answer::Reply(ToWorker::TrustedXattr(_), _))
             );
@@ -431,7 +432,7 @@ fn put(server: &mut Server, request: ToBroker, fds: Vec<OwnedFd>) {
             assert_eq!(server.phase, phase, "a violation changes nothing");
             match gated {
                 Err(expected) => assert_eq!(violation, expected),
-                Ok(_) => assert_eq!(violation, Violation::ForgedHandle),
+                Ok(_) => assert!(matches!(violation, Violation::ForgedHandle | Violation::UnknownMount)),
             }
         }
     }
@@ -442,8 +443,9 @@ fn phases() -> impl Strategy<Value = Phase> {
 }
 
 fn services() -> impl Strategy<Value = Services> {
-    any::<[bool; 3]>().prop_map(|[handles, make_device, trusted_xattr]| Services {
+    any::<[bool; 4]>().prop_map(|[handles, admit, make_device, trusted_xattr]| Services {
         handles,
+        admit,
         make_device,
         trusted_xattr,
     })

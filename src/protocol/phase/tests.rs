@@ -1,15 +1,23 @@
 use super::*;
 use crate::protocol::message::MAX_REPORTS;
 
-const KINDS: [Kind; 6] =
-    [Kind::Confined, Kind::Attached, Kind::Seal, Kind::Reopen, Kind::MakeDevice, Kind::TrustedXattr];
+const KINDS: [Kind; 7] = [
+    Kind::Confined,
+    Kind::Attached,
+    Kind::Seal,
+    Kind::Reopen,
+    Kind::Admit,
+    Kind::MakeDevice,
+    Kind::TrustedXattr,
+];
 const PHASES: [Phase; 3] = [Phase::Starting, Phase::Listening, Phase::Serving];
-const ALL: Services = Services { handles: true, make_device: true, trusted_xattr: true };
+const ALL: Services = Services { handles: true, admit: true, make_device: true, trusted_xattr: true };
 
 fn without(service: Service) -> Services {
     match service {
         Service::Mounts => Services::default(),
         Service::Handles => Services { handles: false, ..ALL },
+        Service::Admit => Services { admit: false, ..ALL },
         Service::MakeDevice => Services { make_device: false, ..ALL },
         Service::TrustedXattr => Services { trusted_xattr: false, ..ALL },
     }
@@ -74,6 +82,7 @@ fn document_row(kind: Kind) -> String {
         None => "–",
         Some(Service::Mounts) => "any of these",
         Some(Service::Handles) => "handles",
+        Some(Service::Admit) => "handles, proof",
         Some(Service::MakeDevice) => "`--modcaps=+mknod`",
         Some(Service::TrustedXattr) => "`--modcaps=+sys_admin`",
     };
@@ -81,6 +90,7 @@ fn document_row(kind: Kind) -> String {
         Kind::Confined | Kind::Attached => "–",
         Kind::Seal => "`Sealed`",
         Kind::Reopen => "`Reopened`",
+        Kind::Admit => "`Admitted`",
         Kind::MakeDevice => "`DeviceMade`",
         Kind::TrustedXattr => "`TrustedXattr`",
     };

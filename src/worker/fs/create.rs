@@ -102,10 +102,21 @@ impl FileSystem {
         unlink_flags: i32,
     ) -> Result<Entry> {
         let fd = self.open_path(parent, name, libc::O_NOFOLLOW);
-        self.created_fd(thread, parent, fd, ext).inspect_err(|_| {
+        let entry = self.created_fd(thread, parent, fd, ext).inspect_err(|_| {
             thread.become_root();
             self.undo(parent, name, unlink_flags);
-        })
+        })?;
+        self.track_created(parent, name, &entry);
+        Ok(entry)
+    }
+
+    /// Tells a migration that is being prepared where the new inode lies.
+    fn track_created(&self, parent: &Inode, name: &CStr, entry: &Entry) {
+        if self.tracker.is_on()
+            && let Some(inode) = self.inodes.get(entry.node)
+        {
+            self.tracker.saw(&parent.identity, name, &inode.identity);
+        }
     }
 
     /// Takes away what was just made but can't be told of. Where that fails too, the name stays.
@@ -153,7 +164,7 @@ impl FileSystem {
         }
         let seat = self.keeper.handle_seat()?;
         self.become_creator(thread, ctx, umask, ext)?;
-        let flags = self.host_flags(thread, open.flags);
+        let flags = self.host_flags(thread.session(), open.flags);
         let exclusive = flags | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
         let made = {
             let parent = self.fd(&parent)?;
@@ -166,6 +177,7 @@ impl FileSystem {
                     thread.become_root();
                     self.undo(&parent, name.as_cstr(), 0);
                 })?;
+                self.track_created(&parent, name.as_cstr(), &entry);
                 self.opened(entry, open, file, seat)
             }
             Err(Errno::EEXIST) if open.flags & libc::O_EXCL as u32 == 0 => {
@@ -222,7 +234,7 @@ impl FileSystem {
         let seat = self.keeper.handle_seat()?;
         self.become_creator(thread, ctx, umask, ext)?;
         let no_link = open.flags as i32 & libc::O_EXCL;
-        let flags = self.host_flags(thread, open.flags) | libc::O_TMPFILE | no_link;
+        let flags = self.host_flags(thread.session(), open.flags) | libc::O_TMPFILE | no_link;
         let file = sys::openat(self.fd(&parent)?.as_fd(), c".", flags, mode & 0o7777)?;
         let fd = self.path_fd(file.as_fd());
         let entry = self.created_fd(thread, &parent, fd, ext)?;

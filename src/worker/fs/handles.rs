@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::directory::DirStream;
 use super::inodes::Inode;
 use super::seats::HandleSeat;
-use super::slots::{Id, Slots};
+use super::slots::Slots;
 use super::sys::Result;
 use crate::worker::fuse::operation::{HandleId, NodeId};
 
@@ -19,7 +19,6 @@ pub struct Handle {
     /// The guest's open flags, as it sent them.
     pub flags: u32,
     file: OwnedFd,
-    generation: u32,
     _seat: HandleSeat,
     /// The position in the directory, and what was read ahead of it.
     pub directory: Mutex<DirStream>,
@@ -44,10 +43,30 @@ impl Handles {
 
     /// Adds an open file.
     pub fn insert(&self, inode: Arc<Inode>, flags: u32, file: OwnedFd, seat: HandleSeat) -> HandleId {
-        let Id { id, generation } = self.0.reserve();
-        let directory = Mutex::new(DirStream::default());
-        self.0.set(id, Arc::new(Handle { inode, flags, file, generation, _seat: seat, directory }));
+        let id = self.0.reserve();
+        self.insert_at(HandleId(id), inode, flags, file, seat);
         HandleId(id)
+    }
+
+    /// Adds an open file under the id of a migrated guest.
+    pub fn insert_at(&self, id: HandleId, inode: Arc<Inode>, flags: u32, file: OwnedFd, seat: HandleSeat) {
+        let directory = Mutex::new(DirStream::default());
+        self.0.set(id.0, Arc::new(Handle { inode, flags, file, _seat: seat, directory }));
+    }
+
+    /// All open handles, each with its id.
+    pub fn all(&self) -> Vec<(HandleId, Arc<Handle>)> {
+        self.0.all().into_iter().map(|(id, handle)| (HandleId(id), handle)).collect()
+    }
+
+    /// Above every id that was ever given out.
+    pub fn next(&self) -> u64 {
+        self.0.next()
+    }
+
+    /// See [`Slots::continue_from`].
+    pub fn continue_from(&self, next: u64, live: usize) {
+        self.0.continue_from(next, live);
     }
 
     /// The handle, if it is open and belongs to the node.
@@ -66,7 +85,7 @@ impl Handles {
     pub fn remove(&self, id: HandleId, node: NodeId) -> Result<Arc<Handle>> {
         self.get(id, node)?;
         let handle = self.0.remove(id.0).ok_or(Errno::EBADF)?;
-        self.0.release(Id { id: id.0, generation: handle.generation });
+        self.0.release(id.0);
         Ok(handle)
     }
 

@@ -1,8 +1,9 @@
 //! READLINK, LINK, UNLINK, RMDIR, RENAME: names that come, go and move.
 
 use nix::errno::Errno;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
+use super::inodes::Identity;
 use super::sys::{self, Result};
 use super::{Entry, FileSystem, Thread};
 use crate::worker::fuse::operation::{Context, FileName, NodeId};
@@ -55,7 +56,14 @@ impl FileSystem {
         self.writable()?;
         let parent = self.dir_inode(ctx.node)?;
         thread.become_root();
-        sys::unlinkat(self.fd(&parent)?.as_fd(), name.as_cstr(), flags)
+        let directory = self.fd(&parent)?;
+        let tracked = self.tracker.change();
+        let victim = tracked.as_ref().and_then(|_| identity_at(directory.as_fd(), name));
+        sys::unlinkat(directory.as_fd(), name.as_cstr(), flags)?;
+        if let (Some(tracked), Some(victim)) = (tracked, victim) {
+            tracked.gone(&parent.identity, name.as_cstr(), &victim);
+        }
+        Ok(())
     }
 
     /// RENAME and RENAME2
@@ -75,12 +83,24 @@ impl FileSystem {
         let parent = self.dir_inode(ctx.node)?;
         let new_parent = self.dir_inode(new_parent)?;
         thread.become_root();
-        sys::renameat2(
-            self.fd(&parent)?.as_fd(),
-            name.as_cstr(),
-            self.fd(&new_parent)?.as_fd(),
-            new_name.as_cstr(),
-            flags,
-        )
+        let (from, to) = (self.fd(&parent)?, self.fd(&new_parent)?);
+        let rename = || sys::renameat2(from.as_fd(), name.as_cstr(), to.as_fd(), new_name.as_cstr(), flags);
+        let Some(tracked) = self.tracker.change() else { return rename() };
+        let victim = identity_at(to.as_fd(), new_name);
+        rename()?;
+        if let Some(victim) = victim {
+            tracked.gone(&new_parent.identity, new_name.as_cstr(), &victim);
+        }
+        // After an exchange there is something under both names.
+        for (directory, fd, name) in [(&parent, &from, name), (&new_parent, &to, new_name)] {
+            if let Some(identity) = identity_at(fd.as_fd(), name) {
+                self.tracker.saw(&directory.identity, name.as_cstr(), &identity);
+            }
+        }
+        Ok(())
     }
+}
+
+fn identity_at(directory: BorrowedFd<'_>, name: FileName<'_>) -> Option<Identity> {
+    sys::statx_at(directory, name.as_cstr()).ok().map(|st| Identity::of(&st))
 }

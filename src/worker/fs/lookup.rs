@@ -47,7 +47,9 @@ impl FileSystem {
     /// Looks up a name, which must be a single component, and takes a reference for the guest.
     pub(super) fn lookup_in(&self, parent: &Arc<Inode>, name: &CStr) -> Result<Entry> {
         let st = sys::statx_at(self.fd(parent)?.as_fd(), name)?;
-        if let Some(inode) = self.inodes.find_hot(&Identity::of(&st)) {
+        let identity = Identity::of(&st);
+        if let Some(inode) = self.inodes.find_hot(&identity) {
+            self.tracker.saw(&parent.identity, name, &identity);
             return Ok(self.entry(inode, st, &parent.identity));
         }
         self.lookup_new(parent, name)
@@ -58,6 +60,7 @@ impl FileSystem {
         self.keeper.make_room()?;
         let fd = self.open_path(parent, name, libc::O_NOFOLLOW)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
+        self.tracker.saw(&parent.identity, name, &Identity::of(&st));
         Ok(self.entry(self.adopt(&st, fd)?, st, &parent.identity))
     }
 
@@ -95,12 +98,7 @@ impl FileSystem {
 
     /// The answer for an inode that the guest has just got a reference to.
     pub(super) fn entry(&self, inode: Arc<Inode>, st: libc::statx, parent: &Identity) -> Entry {
-        Entry {
-            node: inode.id,
-            generation: u64::from(inode.generation),
-            attr: self.attr(&inode, st, parent),
-            valid: self.validity(),
-        }
+        Entry { node: inode.id, attr: self.attr(&inode, st, parent), valid: self.validity() }
     }
 
     /// Attributes as the guest is to see them; `parent` tells where a submount begins.

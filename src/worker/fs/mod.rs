@@ -14,15 +14,15 @@ mod attr;
 mod create;
 mod credentials;
 mod directory;
-mod handles;
-mod inodes;
+pub(in crate::worker) mod handles;
+pub(in crate::worker) mod inodes;
 mod io;
 mod link;
 mod lookup;
 mod open;
 mod privileged;
 mod readdir;
-mod residence;
+pub(in crate::worker) mod residence;
 mod seats;
 mod session;
 mod slots;
@@ -40,8 +40,10 @@ use nix::errno::Errno;
 use sandbox::credentials::Baseline;
 
 pub use credentials::Thread;
+pub(in crate::worker) use directory::DirStream;
 pub use directory::RawEntry;
 pub use open::Opened;
+pub(in crate::worker) use open::writes;
 pub use readdir::DirSink;
 pub use seats::Bounds;
 
@@ -54,6 +56,7 @@ use crate::worker::broker_client::BrokerClient;
 use crate::worker::fuse::negotiate::Service;
 use crate::worker::fuse::operation::{Context, NodeId};
 use crate::worker::fuse::wire::InitFlags;
+use crate::worker::migrate::places::Tracker;
 use handles::Handles;
 use inodes::{Inode, Inodes};
 use residence::{InodeFd, Keeper};
@@ -89,8 +92,6 @@ pub struct Attr {
 pub struct Entry {
     /// The node.
     pub node: NodeId,
-    /// Tells apart two uses of the same node id.
-    pub generation: u64,
     /// Its attributes.
     pub attr: Attr,
     /// How long the guest may trust that the name leads to this node.
@@ -120,11 +121,13 @@ pub struct Resources {
 /// The passthrough file system of one device.
 pub struct FileSystem {
     config: FsConfig,
-    resources: Resources,
-    inodes: Inodes,
-    keeper: Keeper,
-    handles: Handles,
+    pub(in crate::worker) resources: Resources,
+    pub(in crate::worker) inodes: Inodes,
+    pub(in crate::worker) keeper: Keeper,
+    pub(in crate::worker) handles: Handles,
     session: Session,
+    /// Where inodes lie, while a migration is being prepared.
+    pub(in crate::worker) tracker: Tracker,
     xattr_map: Option<XattrMap>,
     /// The host's name of `security.capability`, where the map gives it another.
     renamed_capability: Option<CString>,
@@ -159,6 +162,7 @@ impl FileSystem {
             inodes: Inodes::new(),
             handles: Handles::new(),
             session: Session::new(),
+            tracker: Tracker::default(),
             xattr_map,
             renamed_capability,
         };
@@ -208,8 +212,12 @@ impl FileSystem {
     }
 
     /// The inode of a node id.
+    ///
+    /// # Errors
+    /// EBADF for none; ESTALE for one that was lost in a migration.
     fn inode(&self, id: NodeId) -> Result<Arc<Inode>> {
-        self.inodes.get(id).ok_or(Errno::EBADF)
+        let inode = self.inodes.get(id).ok_or(Errno::EBADF)?;
+        if inode.is_lost() { Err(Errno::ESTALE) } else { Ok(inode) }
     }
 
     /// The inode of a node id, which must be a directory.
@@ -219,16 +227,16 @@ impl FileSystem {
     }
 
     /// An fd of the inode, for as long as the value lives.
-    fn fd<'a>(&self, inode: &'a Arc<Inode>) -> Result<InodeFd<'a>> {
+    pub(in crate::worker) fn fd<'a>(&self, inode: &'a Arc<Inode>) -> Result<InodeFd<'a>> {
         self.keeper.hold(inode)
     }
 
-    fn fd_directory(&self) -> BorrowedFd<'_> {
+    pub(in crate::worker) fn fd_directory(&self) -> BorrowedFd<'_> {
         self.resources.fd_directory.as_fd()
     }
 
     /// A file description for the inode itself, whatever became of its name.
-    fn reopen(&self, inode: &Arc<Inode>, flags: i32) -> Result<OwnedFd> {
+    pub(in crate::worker) fn reopen(&self, inode: &Arc<Inode>, flags: i32) -> Result<OwnedFd> {
         let fd = self.fd(inode)?;
         let name = sys::FdName::new(fd.as_fd());
         let flags = flags & !libc::O_NOFOLLOW;

@@ -7,6 +7,7 @@ use super::handles::Handle;
 use super::sys::{self, Result};
 use super::{FileSystem, Inode, Thread};
 use crate::config::CachePolicy;
+use crate::worker::fuse::negotiate::Negotiated;
 use crate::worker::fuse::operation::{Context, HandleId, Open};
 use crate::worker::fuse::wire::{InitFlags, OpenReplyFlags};
 
@@ -52,7 +53,7 @@ impl FileSystem {
         inode: std::sync::Arc<Inode>,
         open: Open,
     ) -> Result<Opened> {
-        let flags = self.host_flags(thread, open.flags);
+        let flags = self.host_flags(thread.session(), open.flags);
         if self.config.readonly && writes(flags) {
             return Err(Errno::EROFS);
         }
@@ -68,7 +69,7 @@ impl FileSystem {
     }
 
     /// What the host's open gets for the guest's flags.
-    pub(super) fn host_flags(&self, thread: &Thread, guest: u32) -> i32 {
+    pub(in crate::worker) fn host_flags(&self, session: &Negotiated, guest: u32) -> i32 {
         let mut flags = guest & KEPT_FLAGS;
         if self.config.allow_direct_io {
             flags |= guest & libc::O_DIRECT as u32;
@@ -77,9 +78,7 @@ impl FileSystem {
             flags |= guest & libc::O_NOATIME as u32;
         }
         // The guest's page cache reads the rest of a page that a program only writes a part of.
-        if thread.session().has(InitFlags::WRITEBACK_CACHE)
-            && flags as i32 & libc::O_ACCMODE == libc::O_WRONLY
-        {
+        if session.has(InitFlags::WRITEBACK_CACHE) && flags as i32 & libc::O_ACCMODE == libc::O_WRONLY {
             flags = (flags & !(libc::O_ACCMODE as u32)) | libc::O_RDWR as u32;
         }
         flags as i32
@@ -125,6 +124,6 @@ impl FileSystem {
 }
 
 /// Do these host flags change the file, now or later?
-pub(super) fn writes(flags: i32) -> bool {
+pub(in crate::worker) fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
 }

@@ -59,6 +59,8 @@ impl AsFd for HotFd {
 enum State {
     Hot(HotFd),
     Cold(ColdHandle),
+    /// A migrated guest holds it, but it was not found here.
+    Lost,
 }
 
 /// A sealed handle in one piece of memory: mount (4 bytes), type (4), seal (16), handle (the rest). There may be
@@ -108,6 +110,11 @@ impl Residence {
         Residence { state: RwLock::new(State::Hot(fd)), used: AtomicBool::new(false) }
     }
 
+    /// That of an inode which was not found where the guest migrated to.
+    pub fn lost() -> Self {
+        Residence { state: RwLock::new(State::Lost), used: AtomicBool::new(false) }
+    }
+
     /// Is there an fd now? Only sure as long as nobody seals.
     pub fn is_hot(&self) -> bool {
         matches!(&*self.state.read_recursive(), State::Hot(_))
@@ -117,23 +124,24 @@ impl Residence {
     fn fd(&self) -> Option<InodeFd<'_>> {
         let hot = RwLockReadGuard::try_map(self.state.read_recursive(), |state| match state {
             State::Hot(hot) => Some(&hot.fd),
-            State::Cold(_) => None,
+            State::Cold(_) | State::Lost => None,
         });
         hot.ok().map(InodeFd)
     }
 
     /// The sealed handle, if it is cold.
-    fn sealed(&self) -> Option<Result<SealedHandle>> {
+    pub fn sealed(&self) -> Option<Result<SealedHandle>> {
         match &*self.state.read_recursive() {
             State::Hot(_) => None,
             State::Cold(cold) => Some(cold.sealed().ok_or(Errno::EIO)),
+            State::Lost => Some(Err(Errno::ESTALE)),
         }
     }
 
     /// Is it the inode of this handle? Nothing is known of a hot one.
     fn is_cold_and(&self, handle: &SealedHandle) -> Option<bool> {
         match &*self.state.read_recursive() {
-            State::Hot(_) => None,
+            State::Hot(_) | State::Lost => None,
             State::Cold(cold) => Some(cold.is(handle)),
         }
     }

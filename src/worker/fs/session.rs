@@ -57,6 +57,16 @@ impl FileSystem {
         Ok(())
     }
 
+    /// The session of a guest that migrated here.
+    pub(in crate::worker) fn resume_session(&self, negotiated: Negotiated) {
+        self.session.set(negotiated);
+    }
+
+    /// What the session negotiated.
+    pub(in crate::worker) fn negotiated(&self) -> Negotiated {
+        self.session.negotiated()
+    }
+
     /// DESTROY and device reset.
     ///
     /// # Errors
@@ -67,7 +77,7 @@ impl FileSystem {
     }
 
     /// Drops all nodes and handles; the root is there again.
-    pub(super) fn forget_everything(&self) -> Result<()> {
+    pub(in crate::worker) fn forget_everything(&self) -> Result<()> {
         self.handles.clear();
         let st = sys::statx_fd(super::borrow(&self.resources.share))?;
         let fd = self.resources.share.try_clone().map_err(|_| Errno::last())?;

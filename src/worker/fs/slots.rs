@@ -1,9 +1,10 @@
-//! Ids that are indices: `u64 → Arc<T>` in constant time, without a lock that all threads share.
+//! Ids that lead to entries in constant time, without a lock that all threads share, and are never used twice.
 //!
-//! Ids are dealt out densely from `first` on and reused after removal, so that the table stays as large as the
-//! largest number of live entries. The table is striped by the low bits of the id; a reader takes one stripe's
-//! read lock for the time of an `Arc` clone. Ids restored from a migration stream may be sparse: those beyond
-//! the dense part live in a map.
+//! The low half of an id is an index into a table that stays as large as the largest number of live entries; the
+//! high half grows each time the index is used again. So an id that was given up stays dead: the guest's kernel
+//! and a migration stream know nodes by this id alone. The table is striped by the low bits of the index; a
+//! reader takes one stripe's read lock for the time of an `Arc` clone. Ids restored from a migration stream may
+//! be any: those that the table has no room for live in a map.
 //!
 //! Lock order: a stripe's lock is innermost; nothing else is taken under it.
 
@@ -14,14 +15,19 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 /// Stripes; a power of two.
 const STRIPES: u64 = 64;
 
-/// An id beyond this many times the live entries goes to the map instead of the dense part.
+/// Bits of an id that are its index.
+const INDEX_BITS: u32 = 32;
+/// The part of an id that is its index.
+const INDEX: u64 = (1 << INDEX_BITS) - 1;
+
+/// A stripe's table may have this many places more than twice its live entries.
 const DENSE_SLACK: usize = 4096;
 
 /// A table of shared entries by id.
 pub struct Slots<T> {
     stripes: Box<[Stripe<T>]>,
     allocator: Mutex<Allocator>,
-    /// Ids in use; written under the allocator's lock.
+    /// Entries.
     live: AtomicU64,
     first: u64,
 }
@@ -31,66 +37,107 @@ pub struct Slots<T> {
 struct Stripe<T>(RwLock<Entries<T>>);
 
 struct Entries<T> {
-    dense: Vec<Option<Arc<T>>>,
+    dense: Vec<Option<(u64, Arc<T>)>>,
+    /// Entries whose place in `dense` is taken by another id, or would make it too large.
     sparse: HashMap<u64, Arc<T>>,
+    /// Entries of both kinds.
+    live: usize,
+}
+
+impl<T> Entries<T> {
+    fn new() -> Self {
+        Entries { dense: Vec::new(), sparse: HashMap::new(), live: 0 }
+    }
 }
 
 struct Allocator {
-    /// The smallest id that was never given out.
+    /// The smallest index that was never given out.
+    next_index: u64,
+    /// No smaller id is given out (any more).
+    floor: u64,
+    /// Above every id that was ever given out.
     next: u64,
-    /// Given back, with the number of times each was used.
-    free: Vec<(u64, u32)>,
+    /// Ids given back.
+    free: Vec<u64>,
 }
 
-/// A new id; `generation` tells apart two uses of the same id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Id {
-    /// The id.
-    pub id: u64,
-    /// How often it was used before.
-    pub generation: u32,
+impl Allocator {
+    fn new(first: u64) -> Self {
+        Allocator { next_index: first, floor: first, next: first, free: Vec::new() }
+    }
+
+    /// The smallest id with this index that may be given out.
+    fn lift(&self, index: u64) -> Option<u64> {
+        let id = (self.floor & !INDEX) | (index & INDEX);
+        if id >= self.floor { Some(id) } else { id.checked_add(1 << INDEX_BITS) }
+    }
+
+    fn reserve(&mut self) -> Option<u64> {
+        while let Some(old) = self.free.pop() {
+            // An index whose ids are used up, after 2^32 uses, is not used any more.
+            if let (Some(again), Some(least)) = (old.checked_add(1 << INDEX_BITS), self.lift(old)) {
+                return Some(again.max(least));
+            }
+        }
+        let id = self.lift(self.next_index)?;
+        self.next_index += 1;
+        Some(id)
+    }
 }
 
 impl<T> Slots<T> {
     /// An empty table whose first id is `first`.
     pub fn new(first: u64) -> Self {
-        let stripe = || Stripe(RwLock::new(Entries { dense: Vec::new(), sparse: HashMap::new() }));
         Slots {
-            stripes: (0..STRIPES).map(|_| stripe()).collect(),
-            allocator: Mutex::new(Allocator { next: first, free: Vec::new() }),
+            stripes: (0..STRIPES).map(|_| Stripe(RwLock::new(Entries::new()))).collect(),
+            allocator: Mutex::new(Allocator::new(first)),
             live: AtomicU64::new(0),
             first,
         }
     }
 
-    /// Reserves an id. It must be filled with [`Slots::set`] or given back with [`Slots::release`].
-    pub fn reserve(&self) -> Id {
+    /// Reserves an id that was never used. It must be filled with [`Slots::set`] or given back with
+    /// [`Slots::release`].
+    pub fn reserve(&self) -> u64 {
         let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
-        self.live.store(self.live().saturating_add(1), Ordering::Relaxed);
-        if let Some((id, generation)) = allocator.free.pop() {
-            return Id { id, generation };
-        }
-        let id = allocator.next;
-        allocator.next = id.saturating_add(1);
-        Id { id, generation: 0 }
+        // Without an id left, after 2^64, the last one serves all.
+        let id = allocator.reserve().unwrap_or(u64::MAX);
+        allocator.next = allocator.next.max(id.saturating_add(1));
+        id
     }
 
-    /// How many ids are in use.
+    /// Gives an id back that has no entry (any more); its place in the table is used again, under another id.
+    pub fn release(&self, id: u64) {
+        self.allocator.lock().unwrap_or_else(PoisonError::into_inner).free.push(id);
+    }
+
+    /// How many entries there are.
     pub fn live(&self) -> u64 {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// Gives an id back that has no entry (any more).
-    pub fn release(&self, id: Id) {
+    /// Above every id that was ever given out.
+    pub fn next(&self) -> u64 {
+        self.allocator.lock().unwrap_or_else(PoisonError::into_inner).next
+    }
+
+    /// Gives out no id below `next` from here on: those belong to a guest that came with them. `live` is how many
+    /// entries it came with.
+    pub fn continue_from(&self, next: u64, live: usize) {
         let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
-        self.live.store(self.live().saturating_sub(1), Ordering::Relaxed);
-        allocator.free.push((id.id, id.generation.wrapping_add(1)));
+        allocator.floor = allocator.floor.max(next);
+        allocator.next = allocator.next.max(next);
+        // Going on with the next index leaves the places below to the entries that are there. When those are few,
+        // as after a long life of the source, begin again at the front: the table stays small.
+        let index = next & INDEX;
+        let few = (live as u64).saturating_mul(4).saturating_add(STRIPES * DENSE_SLACK as u64);
+        allocator.next_index = if index <= few { index.max(self.first) } else { self.first };
     }
 
     fn stripe(&self, id: u64) -> Option<(&RwLock<Entries<T>>, usize)> {
-        let offset = id.checked_sub(self.first)?;
-        let stripe = self.stripes.get((offset % STRIPES) as usize)?;
-        Some((&stripe.0, usize::try_from(offset / STRIPES).unwrap_or(usize::MAX)))
+        let index = id & INDEX;
+        let stripe = self.stripes.get((index % STRIPES) as usize)?;
+        Some((&stripe.0, usize::try_from(index / STRIPES).unwrap_or(usize::MAX)))
     }
 
     /// The entry of an id.
@@ -98,53 +145,68 @@ impl<T> Slots<T> {
         let (stripe, index) = self.stripe(id)?;
         let entries = stripe.read().unwrap_or_else(PoisonError::into_inner);
         match entries.dense.get(index) {
-            Some(slot) => slot.clone(),
-            None => entries.sparse.get(&id).cloned(),
+            Some(Some((there, entry))) if *there == id => Some(Arc::clone(entry)),
+            _ if entries.sparse.is_empty() => None,
+            _ => entries.sparse.get(&id).cloned(),
         }
     }
 
-    /// Puts an entry at an id; an earlier one is dropped.
+    /// Puts an entry at an id that has none.
     pub fn set(&self, id: u64, entry: Arc<T>) {
         let Some((stripe, index)) = self.stripe(id) else { return };
         let mut entries = stripe.write().unwrap_or_else(PoisonError::into_inner);
-        let len = entries.dense.len();
-        if index < len.saturating_mul(2).saturating_add(DENSE_SLACK) {
-            while entries.dense.len() <= index {
-                // An id that came early may already be in the map.
-                let id = self.first + (entries.dense.len() as u64 * STRIPES) + (id - self.first) % STRIPES;
-                let early = if entries.sparse.is_empty() { None } else { entries.sparse.remove(&id) };
-                entries.dense.push(early);
-            }
-            if let Some(slot) = entries.dense.get_mut(index) {
-                *slot = Some(entry);
-            }
-        } else {
-            entries.sparse.insert(id, entry);
+        let entries = &mut *entries;
+        let most = entries.live.saturating_mul(2).saturating_add(DENSE_SLACK);
+        if index >= entries.dense.len() && index < most {
+            entries.dense.resize_with(index + 1, || None);
         }
+        match entries.dense.get_mut(index) {
+            Some(slot @ None) => *slot = Some((id, entry)),
+            _ => drop(entries.sparse.insert(id, entry)),
+        }
+        entries.live += 1;
+        self.live.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes an entry out; its id is not given back.
     pub fn remove(&self, id: u64) -> Option<Arc<T>> {
         let (stripe, index) = self.stripe(id)?;
         let mut entries = stripe.write().unwrap_or_else(PoisonError::into_inner);
-        match entries.dense.get_mut(index) {
-            Some(slot) => slot.take(),
-            None => entries.sparse.remove(&id),
+        let removed = match entries.dense.get_mut(index) {
+            Some(slot) if slot.as_ref().is_some_and(|(there, _)| *there == id) => {
+                slot.take().map(|(_, entry)| entry)
+            }
+            _ => entries.sparse.remove(&id),
+        };
+        if removed.is_some() {
+            entries.live -= 1;
+            self.live.fetch_sub(1, Ordering::Relaxed);
         }
+        removed
+    }
+
+    /// All entries, each with its id.
+    pub fn all(&self) -> Vec<(u64, Arc<T>)> {
+        let mut all = Vec::new();
+        for stripe in &self.stripes {
+            let entries = stripe.0.read().unwrap_or_else(PoisonError::into_inner);
+            all.reserve(entries.live);
+            all.extend(entries.dense.iter().flatten().map(|(id, entry)| (*id, Arc::clone(entry))));
+            all.extend(entries.sparse.iter().map(|(id, entry)| (*id, Arc::clone(entry))));
+        }
+        all
     }
 
     /// Drops all entries and starts again at the first id.
     pub fn clear(&self) {
         for stripe in &self.stripes {
             let mut entries = stripe.0.write().unwrap_or_else(PoisonError::into_inner);
-            let dropped =
-                std::mem::replace(&mut *entries, Entries { dense: Vec::new(), sparse: HashMap::new() });
+            let dropped = std::mem::replace(&mut *entries, Entries::new());
+            self.live.fetch_sub(dropped.live as u64, Ordering::Relaxed);
             drop(entries);
             drop(dropped);
         }
-        let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
-        self.live.store(0, Ordering::Relaxed);
-        *allocator = Allocator { next: self.first, free: Vec::new() };
+        *self.allocator.lock().unwrap_or_else(PoisonError::into_inner) = Allocator::new(self.first);
     }
 }
 
@@ -153,43 +215,66 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_dense_and_reused_with_a_new_generation() {
+    fn places_are_reused_and_ids_are_not() {
         let slots = Slots::new(1);
-        let a = slots.reserve();
-        let b = slots.reserve();
-        assert_eq!((a, b), (Id { id: 1, generation: 0 }, Id { id: 2, generation: 0 }));
-        slots.set(a.id, Arc::new("a"));
-        slots.set(b.id, Arc::new("b"));
+        let (a, b) = (slots.reserve(), slots.reserve());
+        assert_eq!((a, b), (1, 2));
+        slots.set(a, Arc::new("a"));
+        slots.set(b, Arc::new("b"));
         assert_eq!(slots.get(1).as_deref(), Some(&"a"));
         assert_eq!(slots.remove(1).as_deref(), Some(&"a"));
         assert_eq!(slots.get(1), None);
         slots.release(a);
         assert_eq!(slots.live(), 1);
-        assert_eq!(slots.reserve(), Id { id: 1, generation: 1 });
+        let again = slots.reserve();
+        assert_eq!((again & INDEX, again >> INDEX_BITS), (1, 1));
+        slots.set(again, Arc::new("c"));
+        assert_eq!(slots.get(1), None);
+        assert_eq!(slots.get(again).as_deref(), Some(&"c"));
         assert_eq!(slots.live(), 2);
         assert_eq!(slots.get(2).as_deref(), Some(&"b"));
+        assert_eq!(slots.next(), again + 1);
     }
 
     #[test]
-    fn any_id_may_be_asked_for_and_sparse_ids_cost_no_memory() {
+    fn any_id_may_be_restored_and_costs_little_memory() {
         let slots = Slots::new(1);
         for id in [0, 1, 77, u64::MAX - 1, u64::MAX] {
             assert_eq!(slots.get(id), None::<Arc<u64>>);
         }
-        for id in [u64::MAX, 1 << 40, 3, 64 * 5000 + 1, 64 * 4000 + 1, 64 * 12000 + 1] {
-            slots.set(id, Arc::new(id));
+        // Each would make the table three times as large as before, were only its size to count.
+        let mut ids: Vec<u64> = (1..26).map(|power| 64 * 4096 * 3u64.pow(power) & INDEX | 1).collect();
+        ids.extend([0, 1 << 32, u64::MAX, 1 << 40 | 5, 5, 2 << 40 | 5]);
+        ids.sort_unstable();
+        ids.dedup();
+        for id in &ids {
+            slots.set(*id, Arc::new(*id));
         }
-        for id in [u64::MAX, 1 << 40, 3, 64 * 5000 + 1, 64 * 4000 + 1, 64 * 12000 + 1] {
-            assert_eq!(slots.get(id).as_deref(), Some(&id), "{id}");
+        for id in &ids {
+            assert_eq!(slots.get(*id).as_deref(), Some(id));
         }
-        // The dense part of this stripe grows over ids that went to the map first.
-        for index in 0..13000 {
-            if ![4000, 5000, 12000].contains(&index) {
-                slots.set(index * 64 + 1, Arc::new(index * 64 + 1));
+        assert_eq!(slots.all().len(), ids.len());
+        let places: usize = slots.stripes.iter().map(|s| s.0.read().unwrap().dense.len()).sum();
+        assert!(places < STRIPES as usize * 2 * DENSE_SLACK, "{places}");
+        for id in &ids {
+            assert_eq!(slots.remove(*id).as_deref(), Some(id));
+        }
+        assert!(slots.all().is_empty());
+    }
+
+    #[test]
+    fn no_id_of_an_earlier_life_is_given_out_again() {
+        for next in [1, 100, 5 << 32 | 7, 700 << 20, u64::MAX - (1 << 33)] {
+            let slots = Slots::new(1);
+            slots.continue_from(next, 3);
+            for _ in 0..10 {
+                let id = slots.reserve();
+                assert!(id >= next, "{id} {next}");
+                slots.set(id, Arc::new(()));
+                slots.remove(id);
+                slots.release(id);
             }
-        }
-        for id in [64 * 5000 + 1, 64 * 4000 + 1, 64 * 12000 + 1] {
-            assert_eq!(slots.get(id).as_deref(), Some(&id), "{id}");
+            assert!(slots.next() > next);
         }
     }
 }

@@ -176,6 +176,20 @@ pub fn readlink_fd(fd: BorrowedFd<'_>, buf: &mut [u8]) -> Result<usize> {
     check(n).map(|n| n as usize)
 }
 
+/// What the kernel calls the file that an fd is open on: its path, relative to the root of a detached tree of
+/// mounts; its length. Only a hint: a removed file's has ` (deleted)` behind it, and that may also be a name.
+///
+/// # Errors
+/// ENAMETOOLONG when the path doesn't fit into a page.
+pub fn path_of_fd(fd_dir: BorrowedFd<'_>, fd: BorrowedFd<'_>, buf: &mut [u8]) -> Result<usize> {
+    let name = FdName::new(fd);
+    // SAFETY: the name is NUL-terminated; the kernel writes at most `buf.len()` bytes to `buf`.
+    let n = unsafe {
+        libc::readlinkat(fd_dir.as_raw_fd(), name.as_cstr().as_ptr(), buf.as_mut_ptr().cast(), buf.len())
+    };
+    check(n).map(|n| n as usize)
+}
+
 /// Changes the permission bits of the inode behind any fd, through its name in the fd directory: fchmod takes no
 /// `O_PATH` fds, and fchmodat2 needs Linux 6.6.
 pub fn chmod_fd(fd_dir: BorrowedFd<'_>, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {

@@ -74,7 +74,8 @@ pub struct NegotiatedOptions {
 pub struct Inode {
     /// Node id; the guest goes on using it.
     pub id: u64,
-    /// The guest's references.
+    /// The guest's references, and one for each inode that is named in this one ([`InodeLocation::Path`]). The
+    /// destination gives those up when all are found.
     pub refcount: u64,
     /// How to find it.
     pub location: InodeLocation,
@@ -87,7 +88,7 @@ pub struct Inode {
 pub enum InodeLocation {
     /// The root of the share.
     RootNode,
-    /// By its name in another node, to which this is a reference beyond those that the stream counts.
+    /// By its name in another node, whose `refcount` counts this as a reference.
     Path {
         /// The directory's node id.
         parent: u64,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::client::Client;
 use super::wire;
 use crate::daemon::{Daemon, DaemonCommand, PATIENCE};
-use crate::frontend::{Device, DeviceConfig, Queue};
+use crate::frontend::{Device, DeviceConfig, Error, Queue};
 
 /// A running daemon with a booted guest that did INIT. Dropped, it cuts the connection and kills the daemon;
 /// see [`Session::finish`] for the orderly way.
@@ -57,6 +57,45 @@ impl Session {
         let queues: Vec<&Queue> =
             std::iter::once(&*hiprio).chain(self.clients.iter().map(Client::queue)).collect();
         act(&mut self.device, &queues)
+    }
+
+    /// Stops the guest's queues and saves the device's state, as QEMU does at the end of a migration (which begins
+    /// with [`Device::start_log`]). Returns the state, and where each queue stands.
+    pub fn save(&mut self) -> Result<(Vec<u8>, Vec<u16>), Error> {
+        let bases = self.device.stop()?;
+        Ok((self.device.save_state()?, bases))
+    }
+
+    /// The guest goes on at another daemon, from this state. Returns what it goes on with, and the source, which
+    /// still runs; when the state is refused, the session at the source as it was, and the destination.
+    pub fn load(
+        mut self,
+        destination: Daemon,
+        config: DeviceConfig,
+        state: &[u8],
+        bases: &[u16],
+    ) -> Result<(Session, Device, Daemon), (Session, Error, Daemon)> {
+        let memory = Arc::clone(self.device.memory());
+        let connect = || {
+            let mut device = Device::connect_guest(destination.connect(), config, memory)?;
+            device.reset()?;
+            device.load_state(state)?;
+            Ok(device)
+        };
+        let device = match connect() {
+            Ok(device) => device,
+            Err(e) => return Err((self, e, destination)),
+        };
+        let source = std::mem::replace(&mut self.device, device);
+        let daemon = std::mem::replace(&mut self.daemon, destination);
+        match self.with_queues(|device, queues| device.start_at(queues, bases)) {
+            Ok(()) => Ok((self, source, daemon)),
+            Err(e) => {
+                let destination = std::mem::replace(&mut self.daemon, daemon);
+                self.device = source;
+                Err((self, e, destination))
+            }
+        }
     }
 
     /// Unmounts, ends the VM and waits for the daemon's end: its status and its stderr.

@@ -1,0 +1,24 @@
+//! `Admit`: a file handle of a migration stream becomes an `O_PATH` fd, if its file lies in the share.
+//!
+//! Whoever made the stream, or the worker itself, may have made the handle up, and a handle names any inode of the
+//! file system, in the share or not. So the broker opens it as a *connectable* one: the kernel then opens it only
+//! if it finds a way from the root of the mount that it is opened on (the worker's own mount of the share) down to
+//! the file, and says `ESTALE` otherwise. A file that was removed while it is open, or that has several hard links,
+//! counts as lying in the directories that the kernel remembers it in.
+//!
+//! The kernel may also forget where a file lies that nobody uses. Then it refuses one that is in the share; the
+//! worker finds such files by walking through the share, which needs no trust.
+
+use super::{Answer, Server};
+use crate::broker::sys;
+use crate::protocol::message::Admit;
+use crate::protocol::{ToWorker, Violation};
+
+/// Opens the handle, or ends a worker that made the mount number up.
+pub(super) fn admit(server: &Server, admit: &Admit) -> Result<Answer, Violation> {
+    let mount = server.mounts.get(admit.mount).ok_or(Violation::UnknownMount)?;
+    Ok(match sys::open_foreign_handle(mount, &admit.handle) {
+        Ok(fd) => Answer::Reply(ToWorker::Admitted(Ok(())), vec![fd]),
+        Err(errno) => Answer::Reply(ToWorker::Admitted(Err(errno.into())), Vec::new()),
+    })
+}
