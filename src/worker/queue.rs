@@ -66,6 +66,16 @@ enum Broken {
     Thread(nix::errno::Errno),
 }
 
+/// What to do after a batch.
+enum Next {
+    /// There may be more.
+    Batch,
+    /// The virtqueue is empty: wait for a kick.
+    Kick,
+    /// The front end has stopped the virtqueue.
+    Stopped,
+}
+
 impl Queue {
     /// A virtqueue that is not set up yet.
     pub fn new(index: u16, fs: Arc<FileSystem>, logging: Arc<AtomicBool>, poll_us: u32) -> Self {
@@ -99,30 +109,41 @@ impl Queue {
                 Some(local) => local,
                 None => local.insert(Local::new(&self.fs, self.index).map_err(Broken::Thread)?),
             };
+            let mut served = false;
             loop {
                 let snapshot = memory.memory();
-                if !self.batch(local, vring, &snapshot)? {
-                    local.server.recorder().idle();
-                    self.fs.publish();
-                    return Ok(());
+                match self.batch(local, vring, &snapshot)? {
+                    Next::Batch => served = true,
+                    Next::Kick => break,
+                    Next::Stopped => {
+                        // Whoever goes on with this virtqueue, perhaps another daemon, expects to be kicked.
+                        if served {
+                            vring.get_mut().get_queue_mut().enable_notification(&*snapshot)?;
+                        }
+                        break;
+                    }
                 }
             }
+            local.server.recorder().idle();
+            self.fs.publish();
+            Ok(())
         })
     }
 
-    /// Serves one batch. `false` when there is nothing (more) to do.
-    fn batch(&mut self, local: &mut Local, vring: &Vring, memory: &Memory) -> Result<bool, Broken> {
+    /// Serves one batch.
+    fn batch(&mut self, local: &mut Local, vring: &Vring, memory: &Memory) -> Result<Next, Broken> {
         let mut chains = SmallVec::<[DescriptorChain<&Memory>; BATCH]>::new();
         {
             let mut state = vring.get_mut();
             if !state.is_enabled() || !state.get_queue().ready() {
-                return Ok(false);
+                return Ok(Next::Stopped);
             }
             let queue = state.get_queue_mut();
             queue.disable_notification(memory)?;
             chains.extend(queue.iter(memory)?.take(BATCH));
             if chains.is_empty() && !poll_for_more(self.poll, queue, memory)? {
-                return Ok(queue.enable_notification(memory)?);
+                let more = queue.enable_notification(memory)?;
+                return Ok(if more { Next::Batch } else { Next::Kick });
             }
         }
         local.server.recorder().taken(chains.len());
@@ -133,7 +154,7 @@ impl Queue {
             }
         }
         notify(vring, memory)?;
-        Ok(true)
+        Ok(Next::Batch)
     }
 
     /// Serves one request and publishes its reply.

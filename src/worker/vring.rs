@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -128,6 +128,14 @@ impl VringT<AtomicMemory> for Vring {
 
     fn set_enabled(&self, enabled: bool) {
         self.state.set_enabled(enabled);
+        // Requests may wait in the ring whose kick went to an earlier daemon, or to this one while the virtqueue
+        // was off: look at it once.
+        if enabled && let Some(kick) = self.get_ref().get_kick() {
+            // An error means that the counter is full: then there is a kick.
+            // SAFETY: the state owns the fd, and its lock is held until the end of this statement.
+            let _ =
+                nix::unistd::write(unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) }, &1u64.to_ne_bytes());
+        }
     }
 
     fn set_queue_info(&self, descriptors: u64, available: u64, used: u64) -> Result<(), QueueError> {

@@ -6,9 +6,10 @@ use std::fs;
 use std::time::Duration;
 
 use tests::bounded::bounded;
-use tests::daemon::{Daemon, DaemonCommand};
-use tests::frontend::{Device, DeviceConfig};
+use tests::daemon::DaemonCommand;
+use tests::frontend::DeviceConfig;
 use tests::fuse::Session;
+use tests::fuse::session::Left;
 use tests::fuse::wire::ROOT;
 use tests::peers::{Implementation, UpstreamVersion};
 use tests::share::Share;
@@ -174,13 +175,11 @@ fn check(session: &mut Session, share: &Share, guest: &Guest, mode: Mode) {
 }
 
 /// Saves at the session's daemon and loads at another one, which must take it. The source is kept.
-fn migrate(mut session: Session, destination: DaemonCommand) -> (Session, (Device, Daemon)) {
+fn migrate(mut session: Session, destination: DaemonCommand) -> (Session, Left) {
     let saved = session.save();
     let (state, bases) = saved.unwrap_or_else(|e| panic!("{e}\n{}", session.daemon.stderr()));
     let loaded = session.load(destination.start(), DeviceConfig::default(), &state, &bases);
-    let (session, device, daemon) =
-        loaded.unwrap_or_else(|(_, e, daemon)| panic!("{e}\n{}", daemon.stderr()));
-    (session, (device, daemon))
+    loaded.unwrap_or_else(|no| panic!("{}\n{}", no.error, no.destination.stderr()))
 }
 
 fn there(source: &Implementation, destination: &Implementation, mode: Mode) {

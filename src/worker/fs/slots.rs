@@ -243,8 +243,8 @@ mod tests {
             assert_eq!(slots.get(id), None::<Arc<u64>>);
         }
         // Each would make the table three times as large as before, were only its size to count.
-        let mut ids: Vec<u64> = (1..26).map(|power| 64 * 4096 * 3u64.pow(power) & INDEX | 1).collect();
-        ids.extend([0, 1 << 32, u64::MAX, 1 << 40 | 5, 5, 2 << 40 | 5]);
+        let mut ids: Vec<u64> = (1..26).map(|power| ((64 * 4096 * 3u64.pow(power)) & INDEX) | 1).collect();
+        ids.extend([0, 1 << 32, u64::MAX, (1 << 40) | 5, 5, (2 << 40) | 5]);
         ids.sort_unstable();
         ids.dedup();
         for id in &ids {
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn no_id_of_an_earlier_life_is_given_out_again() {
-        for next in [1, 100, 5 << 32 | 7, 700 << 20, u64::MAX - (1 << 33)] {
+        for next in [1, 100, (5 << 32) | 7, 700 << 20, u64::MAX - (1 << 33)] {
             let slots = Slots::new(1);
             slots.continue_from(next, 3);
             for _ in 0..10 {

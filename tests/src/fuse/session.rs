@@ -24,6 +24,26 @@ pub struct Session {
     pub daemon: Daemon,
 }
 
+/// What a guest has left behind, which still runs.
+#[derive(Debug)]
+pub struct Left {
+    /// The VMM's side.
+    pub device: Device,
+    /// The daemon.
+    pub daemon: Daemon,
+}
+
+/// A migration that did not take place.
+#[derive(Debug)]
+pub struct Refused {
+    /// The guest at its source, stopped.
+    pub session: Session,
+    /// Why.
+    pub error: Error,
+    /// Who refused it.
+    pub destination: Daemon,
+}
+
 impl Session {
     /// Starts a daemon, boots a guest of this configuration, and mounts: INIT with what Linux offers.
     pub fn start(command: DaemonCommand, config: DeviceConfig) -> Session {
@@ -74,7 +94,7 @@ impl Session {
         config: DeviceConfig,
         state: &[u8],
         bases: &[u16],
-    ) -> Result<(Session, Device, Daemon), (Session, Error, Daemon)> {
+    ) -> Result<(Session, Left), Box<Refused>> {
         let memory = Arc::clone(self.device.memory());
         let connect = || {
             let mut device = Device::connect_guest(destination.connect(), config, memory)?;
@@ -84,16 +104,16 @@ impl Session {
         };
         let device = match connect() {
             Ok(device) => device,
-            Err(e) => return Err((self, e, destination)),
+            Err(error) => return Err(Box::new(Refused { session: self, error, destination })),
         };
         let source = std::mem::replace(&mut self.device, device);
         let daemon = std::mem::replace(&mut self.daemon, destination);
         match self.with_queues(|device, queues| device.start_at(queues, bases)) {
-            Ok(()) => Ok((self, source, daemon)),
-            Err(e) => {
+            Ok(()) => Ok((self, Left { device: source, daemon })),
+            Err(error) => {
                 let destination = std::mem::replace(&mut self.daemon, daemon);
                 self.device = source;
-                Err((self, e, destination))
+                Err(Box::new(Refused { session: self, error, destination }))
             }
         }
     }
