@@ -54,6 +54,7 @@ say "tests"
 cargo test --locked --workspace --no-fail-fast
 
 say "fuzzing"
-tests/fuzz/run.sh "${FUZZ_SECONDS:-60}" decode
+tests/fuzz/run.sh "${FUZZ_SECONDS:-60}" decode chain
+tests/fuzz/run.sh "$((${FUZZ_SECONDS:-60} / 3))" migration_stream xattrmap
 
 say "all checks passed"

@@ -1,0 +1,71 @@
+//! Whatever lies in guest memory as a virtqueue, its chains are refused or lead to guest memory only, and reading
+//! and writing through them keeps to the lengths that they say.
+//!
+//! Input: the first bytes of guest memory, with the descriptor table at 0, the available ring at 256 and the used
+//! ring at 320, for a queue of 16. Memory has a hole, and a second region behind it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtiofsd::worker::buffers::{Buffers, Scratch};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+const QUEUE_SIZE: u16 = 16;
+/// Guest-physical start and length of the regions. All of the first but its rings holds buffers and indirect tables.
+const REGIONS: [(u64, usize); 2] = [(0, 0x2000), (0x4000, 0x1000)];
+
+fuzz_target!(|input: &[u8]| {
+    let ranges = REGIONS.map(|(start, len)| (GuestAddress(start), len));
+    let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).expect("memory");
+    let input = &input[..input.len().min(REGIONS[0].1)];
+    memory.write_slice(input, GuestAddress(0)).expect("input fits the first region");
+
+    let mut queue = Queue::new(QUEUE_SIZE).expect("a queue");
+    queue.set_size(QUEUE_SIZE);
+    queue.try_set_desc_table_address(GuestAddress(0)).expect("aligned");
+    queue.try_set_avail_ring_address(GuestAddress(256)).expect("aligned");
+    queue.try_set_used_ring_address(GuestAddress(320)).expect("aligned");
+    queue.set_ready(true);
+
+    let mut scratch = Scratch::default();
+    let Ok(chains) = queue.iter(&memory) else { return };
+    for chain in chains.take(usize::from(QUEUE_SIZE)) {
+        if let Ok(buffers) = scratch.load(&memory, chain) {
+            walk(buffers);
+        }
+    }
+});
+
+/// Reads and writes all of a chain's buffers, in the ways that the daemon does.
+fn walk(mut buffers: Buffers<'_, ()>) {
+    let (readable, writable) = (buffers.readable_len(), buffers.writable_len());
+    let mut copy = vec![0; readable.min(0x3000)];
+    assert!(buffers.copy_in(0, &mut copy));
+    assert!(!buffers.copy_in(readable, &mut [0]));
+    assert!(!buffers.copy_in(usize::MAX, &mut [0; 2]));
+    assert_eq!(buffers.copy_out(0, &copy), copy.len().min(writable));
+    assert_eq!(buffers.copy_out(writable, &[1]), 0);
+    buffers.mark_dirty(writable);
+
+    for skip in [0, 16, readable] {
+        let mut seen = 0;
+        let taken = buffers.data(skip).drain(0x1000, |pieces, done| {
+            assert_eq!(done, seen);
+            seen += sum(pieces);
+            Ok(sum(pieces))
+        });
+        assert_eq!(taken, Ok(readable.saturating_sub(skip).min(0x1000)));
+    }
+    // A short answer ends the transfer.
+    let mut calls = 0;
+    let filled = buffers.room(0).fill(usize::MAX, |pieces, _| {
+        calls += 1;
+        Ok(sum(pieces) / 2)
+    });
+    assert!(filled.is_ok_and(|filled| filled <= writable) && calls <= 1 + writable / 1024);
+}
+
+fn sum(pieces: &[libc::iovec]) -> usize {
+    assert!(!pieces.is_empty() && pieces.len() <= 1024);
+    pieces.iter().map(|piece| piece.iov_len).sum()
+}
