@@ -13,6 +13,7 @@
 //!   against the daemon without a VM.
 //! - [`guest`] boots a real guest under QEMU.
 //! - [`procfs`] reads what the kernel says about a process.
+//! - `inject` makes a running process execute system calls of our choice (x86_64).
 //! - [`program`] runs such programs, bounded; [`tools`] has those that no distribution packages.
 //! - [`mod@bench`] measures daemons side by side.
 
@@ -23,6 +24,8 @@ pub mod daemon;
 pub mod frontend;
 pub mod fuse;
 pub mod guest;
+#[cfg(target_arch = "x86_64")]
+pub mod inject;
 pub mod paths;
 pub mod peers;
 pub mod processes;

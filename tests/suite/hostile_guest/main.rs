@@ -3,10 +3,12 @@
 //!
 //! - `chains`: descriptor chains, indirect tables, ring indices.
 //! - `messages`: FUSE messages of any length, on any node and handle, with any room for the reply; names.
+//! - `published`: what published vulnerabilities were about.
 //! - `races`: memory that changes while the daemon reads it.
 
 mod chains;
 mod messages;
+mod published;
 mod races;
 
 use std::os::fd::AsFd;
@@ -30,11 +32,16 @@ const WITNESS: usize = 1;
 /// Runs `test` against a daemon with two request queues. However the guest behaves, the daemon ends only when
 /// the front end leaves, and then with success.
 fn with_guest(test: impl FnOnce(&Share, &mut Session) + Send) {
+    with_options(&["--xattr"], test);
+}
+
+/// The same with options.
+fn with_options(options: &[&str], test: impl FnOnce(&Share, &mut Session) + Send) {
     bounded(LIMIT, || {
         let share = Share::new();
         share.write("file", "good");
         let command = DaemonCommand::serving(&Implementation::Ours, share.path());
-        let command = command.args(["--xattr", "--num-request-queues=2"]);
+        let command = command.args(options).args(["--num-request-queues=2"]);
         let config =
             DeviceConfig { request_queues: 2, queue_size: 64, max_data: 64 << 10, ..Default::default() };
         let mut session = Session::start(command, config);
