@@ -79,6 +79,8 @@ fn defaults() {
                 inode_file_handles: InodeFileHandles::Prefer,
                 killpriv_v2: false,
                 preserve_noatime: false,
+                locks: Locks::default(),
+                ioctl: false,
                 translate_uid: vec![],
                 translate_gid: vec![],
                 privileged: PrivilegedRequests::default(),

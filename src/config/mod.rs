@@ -301,6 +301,24 @@ pub enum Negotiate {
     Never,
 }
 
+/// A word of `--locks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LockKind {
+    /// Byte-range locks (fcntl)
+    Posix,
+    /// Whole-file locks (flock)
+    Flock,
+}
+
+/// `--locks`: which locks of the guest are locks on the host. The default is none: they hold within the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locks {
+    /// Byte-range locks.
+    pub posix: bool,
+    /// Whole-file locks.
+    pub flock: bool,
+}
+
 /// The passthrough file system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FsConfig {
@@ -332,6 +350,10 @@ pub struct FsConfig {
     pub killpriv_v2: bool,
     /// Keep the guest's `O_NOATIME`.
     pub preserve_noatime: bool,
+    /// Which locks of the guest are locks on the host.
+    pub locks: Locks,
+    /// Inode flags and projects by ioctl.
+    pub ioctl: bool,
     /// `--translate-uid`, validated; empty for none.
     pub translate_uid: Vec<IdTranslation>,
     /// `--translate-gid`, validated; empty for none.

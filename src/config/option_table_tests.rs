@@ -63,7 +63,9 @@ const UPSTREAM: &[&str] = &[
 const OURS: &[&str] = &[
     "--check-config",
     "--config",
+    "--ioctl",
     "--landlock",
+    "--locks",
     "--metrics-socket",
     "--num-request-queues",
     "--poll-us",

@@ -12,8 +12,8 @@ use log::LevelFilter;
 
 use super::xattrmap::{ParseError, XattrMap};
 use super::{
-    CachePolicy, IdMapEntry, IdTranslation, InodeFileHandles, LandlockMode, MigrationMode, MigrationOnError,
-    Negotiate, SandboxMode, SeccompMode, WorkerIds,
+    CachePolicy, IdMapEntry, IdTranslation, InodeFileHandles, LandlockMode, LockKind, MigrationMode,
+    MigrationOnError, Negotiate, SandboxMode, SeccompMode, WorkerIds,
 };
 
 /// VIRTIO specification, 5.11.4: the tag field has 36 bytes.
@@ -123,6 +123,14 @@ pub(super) struct Options {
     /// Leave it to the guest (the default)
     #[arg(long, help_heading = "File system", overrides_with = "killpriv_v2")]
     pub no_killpriv_v2: bool,
+
+    /// Locks of the guest's programs that hold on the host, too: posix (fcntl), flock, or both
+    #[arg(long, value_name = "KINDS", help_heading = "File system", value_enum, value_delimiter = ',')]
+    pub locks: Vec<LockKind>,
+
+    /// Let the guest read and set flags and project ids of files (lsattr, chattr)
+    #[arg(long, help_heading = "File system")]
+    pub ioctl: bool,
 
     /// Most files that may be open at a time; 0 leaves the limit as it is (by default 1000000 or what the system
     /// allows)

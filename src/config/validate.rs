@@ -10,8 +10,8 @@ use super::modcaps::Privileges;
 use super::options::{MAX_REQUEST_QUEUES, Options};
 use super::{
     CachePolicy, Config, Confinement, DeviceConfig, Environment, FsConfig, IdMapEntry, IdTranslation,
-    LogConfig, MigrationConfig, MigrationMode, NOT_YET, Negotiate, SandboxMode, SocketSource, Warning,
-    WorkerConfig, WorkerIds, id_map, log_level,
+    LockKind, Locks, LogConfig, MigrationConfig, MigrationMode, NOT_YET, Negotiate, SandboxMode,
+    SocketSource, Warning, WorkerConfig, WorkerIds, id_map, log_level,
 };
 
 /// Builds the configuration. `-o` has been applied.
@@ -135,6 +135,11 @@ fn fs(options: &Options, privileges: &Privileges, warnings: &mut Vec<Warning>) -
         inode_file_handles: options.inode_file_handles,
         killpriv_v2: options.killpriv_v2,
         preserve_noatime: options.preserve_noatime,
+        locks: Locks {
+            posix: options.locks.contains(&LockKind::Posix),
+            flock: options.locks.contains(&LockKind::Flock),
+        },
+        ioctl: options.ioctl,
         translate_uid: options.translate_uid.clone(),
         translate_gid: options.translate_gid.clone(),
         privileged: privileges.requests,

@@ -50,6 +50,8 @@ pub struct Scratch {
     written: Vec<(GuestAddress, usize)>,
     /// The part of a list that one system call gets.
     window: Vec<libc::iovec>,
+    readable_len: usize,
+    writable_len: usize,
 }
 
 /// The buffers of one request.
@@ -102,11 +104,14 @@ impl Scratch {
         }
         // The iterator ends without a word where a link is broken; an unbroken chain ends with a descriptor
         // that has no next one.
-        if complete {
-            Ok(Buffers { memory, scratch: self, readable_len, writable_len })
-        } else {
-            Err(ChainError::Cut)
-        }
+        (self.readable_len, self.writable_len) = (readable_len, writable_len);
+        if complete { Ok(self.resume(memory)) } else { Err(ChainError::Cut) }
+    }
+
+    /// The buffers that were loaded last, once more. `memory` must be the snapshot that they were loaded from.
+    pub fn resume<'a, B: Bitmap + 'static>(&'a mut self, memory: &'a GuestMemoryMmap<B>) -> Buffers<'a, B> {
+        let (readable_len, writable_len) = (self.readable_len, self.writable_len);
+        Buffers { memory, scratch: self, readable_len, writable_len }
     }
 }
 

@@ -14,7 +14,7 @@ use sandbox::mounts;
 use sandbox::seccomp::{self, SeccompError};
 use thiserror::Error;
 
-use crate::config::{FsConfig, LandlockMode, Negotiate, SandboxMode, SeccompMode};
+use crate::config::{FsConfig, LandlockMode, Locks, Negotiate, SandboxMode, SeccompMode};
 use crate::protocol::message::{Layer, LayerReport, LayerState, Start};
 
 /// Which step of confinement failed.
@@ -110,6 +110,13 @@ pub fn filter_system_calls(start: &Start, missing: &mut Vec<LayerReport>) -> Res
 /// The parts of the policy that only these options need.
 fn widenings(fs: &FsConfig) -> Vec<&'static str> {
     let posix_acl = fs.posix_acl != Negotiate::Never;
-    let all = [("xattr", fs.xattr), ("posix-acl", posix_acl), ("set-id", fs.killpriv_v2 || posix_acl)];
+    let locks = fs.locks != Locks::default();
+    let all = [
+        ("locks", locks),
+        ("ioctl", fs.ioctl),
+        ("xattr", fs.xattr),
+        ("posix-acl", posix_acl),
+        ("set-id", fs.killpriv_v2 || posix_acl),
+    ];
     all.into_iter().filter(|(_, needed)| *needed).map(|(name, _)| name).collect()
 }

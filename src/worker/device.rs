@@ -136,6 +136,8 @@ impl VhostUserBackend for Device {
         for queue in &self.queues {
             queue.lock().unwrap_or_else(PoisonError::into_inner).reset();
         }
+        // The guest's memory is the guest's again.
+        self.fs.abandon_waits();
         if let Err(e) = self.fs.end_session() {
             log::error!("device reset: cannot go back to the root of the share: {e}");
         }
@@ -170,6 +172,7 @@ impl VhostUserBackend for Device {
         // The queue is no longer ready: once its thread lets go of the lock, nothing is in flight.
         if let Some(mut queue) = self.queue(index as usize) {
             queue.reset();
+            queue.answer_deferred();
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use vm_memory::bitmap::Bitmap;
 
 use super::buffers::Buffers;
-use super::fs::{Attr, DirSink, Entry, FileSystem, Opened, RawEntry, Thread};
+use super::fs::{Attempt, Attr, DirSink, Entry, FileSystem, Opened, RawEntry, Thread};
 use super::fuse::decode::MAX_XATTR;
 use super::fuse::dirent::{DirEntry, DirWriter};
 use super::fuse::negotiate::{self, Agreement};
@@ -19,6 +19,14 @@ const MAX_TARGET: usize = libc::PATH_MAX as usize;
 
 type Result<T> = std::result::Result<T, Errno>;
 
+/// What became of an operation that is no error.
+pub enum Outcome {
+    /// The reply is there.
+    Done,
+    /// The guest waits for this lock.
+    Waits(Attempt),
+}
+
 /// Runs one operation. File data of a WRITE begins at byte `data` of the message.
 pub fn dispatch<B: Bitmap + 'static>(
     fs: &FileSystem,
@@ -28,8 +36,8 @@ pub fn dispatch<B: Bitmap + 'static>(
     buffers: &mut Buffers<'_, B>,
     data: usize,
     out: &mut ReplyBuf,
-) -> Result<()> {
-    match operation {
+) -> Result<Outcome> {
+    let result = match operation {
         Operation::Lookup(name) => entry(out, fs.lookup(thread, ctx.node, name)?),
         Operation::Forget { nlookup } => {
             fs.forget(ctx.node, nlookup);
@@ -81,7 +89,7 @@ pub fn dispatch<B: Bitmap + 'static>(
         Operation::FSync { handle, datasync } | Operation::FSyncDir { handle, datasync } => {
             fs.fsync(ctx, handle, datasync)
         }
-        Operation::Flush { handle, .. } => fs.flush(ctx, handle),
+        Operation::Flush { handle, lock_owner } => fs.flush(ctx, handle, lock_owner),
         Operation::OpenDir(open) => opened(out, fs.opendir(thread, ctx, open)?),
         Operation::ReadDir(read) => fs.readdir(ctx, read, &mut Listing(out.dir(read.size)?)),
         Operation::ReadDirPlus(read) => fs.readdirplus(thread, ctx, read, &mut Listing(out.dir(read.size)?)),
@@ -126,9 +134,22 @@ pub fn dispatch<B: Bitmap + 'static>(
         Operation::RemoveXattr { name } => fs.removexattr(thread, ctx, name),
         Operation::Init(init) => begin(fs, thread, &init, out),
         Operation::Destroy => fs.end_session(),
-        Operation::Interrupt { .. } => Ok(()),
+        Operation::Interrupt { unique } => {
+            fs.interrupt(unique);
+            Ok(())
+        }
+        Operation::GetLk(lock) => out.lock(fs.getlk(thread, ctx, &lock)?),
+        Operation::SetLk { lock, wait } => match fs.setlk(thread, ctx, &lock, wait)? {
+            None => Ok(()),
+            Some(attempt) => return Ok(Outcome::Waits(attempt)),
+        },
+        Operation::Ioctl { handle, command, input, out_size, .. } => {
+            let argument = fs.ioctl(thread, ctx, handle, command, input, out_size as usize)?;
+            out.ioctl(0, argument.as_slice())
+        }
         _ => Err(Errno::ENOSYS),
-    }
+    };
+    result.map(|()| Outcome::Done)
 }
 
 /// INIT

@@ -7,6 +7,7 @@
 pub mod broker_client;
 pub mod buffers;
 mod confine;
+mod deferred;
 mod device;
 mod dirty_log;
 mod dispatch;

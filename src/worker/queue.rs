@@ -12,17 +12,21 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemory};
+use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryLoadGuard};
 
 use super::buffers::{ChainError, Scratch};
+use super::deferred::Deferred;
 use super::device::{AtomicMemory, Memory};
-use super::fs::{FileSystem, Thread};
+use super::fs::{FileSystem, Thread, Wait};
 use super::recorder::Recorder;
-use super::request::Server;
+use super::request::{Served, Server};
 use super::vring::Vring;
 
 /// Requests taken from the available ring at once.
 const BATCH: usize = 32;
+
+/// The guest's memory as it is laid out now.
+type Snapshot = GuestMemoryLoadGuard<Memory>;
 
 /// A virtqueue and the state of the thread that serves it.
 pub struct Queue {
@@ -88,6 +92,11 @@ impl Queue {
         self.broken = false;
     }
 
+    /// Answers what left this virtqueue's thread and is still waiting.
+    pub fn answer_deferred(&self) {
+        self.fs.interrupt_queue(self.index);
+    }
+
     /// Serves what is in the virtqueue, until it is empty or stopped.
     pub fn run(&mut self, vring: &Vring, memory: &AtomicMemory) {
         if self.broken {
@@ -131,7 +140,8 @@ impl Queue {
     }
 
     /// Serves one batch.
-    fn batch(&mut self, local: &mut Local, vring: &Vring, memory: &Memory) -> Result<Next, Broken> {
+    fn batch(&mut self, local: &mut Local, vring: &Vring, snapshot: &Snapshot) -> Result<Next, Broken> {
+        let memory: &Memory = snapshot;
         let mut chains = SmallVec::<[DescriptorChain<&Memory>; BATCH]>::new();
         {
             let mut state = vring.get_mut();
@@ -148,7 +158,7 @@ impl Queue {
         }
         local.server.recorder().taken(chains.len());
         for chain in chains {
-            if let Err(e) = self.serve(local, vring, memory, chain) {
+            if let Err(e) = self.serve(local, vring, snapshot, chain) {
                 notify(vring, memory)?;
                 return Err(e);
             }
@@ -162,22 +172,38 @@ impl Queue {
         &mut self,
         local: &mut Local,
         vring: &Vring,
-        memory: &Memory,
+        snapshot: &Snapshot,
         chain: DescriptorChain<&Memory>,
     ) -> Result<(), Broken> {
+        let memory: &Memory = snapshot;
         let head = chain.head_index();
         let mut buffers = local.scratch.load(memory, chain)?;
-        let used = local.server.serve(&mut buffers, || {
+        let served = local.server.serve(&mut buffers, || {
             // Replies that are ready must not wait for a slow request behind them.
             if let Err(e) = notify(vring, memory) {
                 log::debug!("virtqueue: early notification: {e}");
             }
         });
+        let used = match served {
+            Served::Replied(used) => used,
+            Served::Waits { unique, attempt } => {
+                let request = self.defer(local, vring, snapshot, head);
+                let done = Box::new(move |result| request.finish(unique, result));
+                self.fs.wait_for_lock(Wait { unique, queue: self.index, attempt, done });
+                return Ok(());
+            }
+        };
         if self.logging.load(Ordering::Relaxed) {
             buffers.mark_dirty(used as usize);
         }
         vring.get_mut().get_queue_mut().add_used(memory, head, used)?;
         Ok(())
+    }
+
+    /// Takes the request that was loaded last off this thread.
+    fn defer(&self, local: &mut Local, vring: &Vring, snapshot: &Snapshot, head: u16) -> Deferred {
+        let scratch = std::mem::take(&mut local.scratch);
+        Deferred::new(vring.clone(), snapshot.clone().into_inner(), scratch, head, Arc::clone(&self.logging))
     }
 }
 

@@ -8,8 +8,8 @@ use vm_memory::bitmap::Bitmap;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::buffers::Buffers;
-use super::dispatch;
-use super::fs::{FileSystem, Thread};
+use super::dispatch::{self, Outcome};
+use super::fs::{Attempt, FileSystem, Thread};
 use super::fuse::decode::{self, Message};
 use super::fuse::operation::{Context, Operation};
 use super::fuse::reply::ReplyBuf;
@@ -24,6 +24,19 @@ const WRITE_MESSAGE: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 
 /// A transfer of this many bytes or more counts as slow: the guest hears of earlier replies first.
 const SLOW_TRANSFER: u32 = 256 * 1024;
+
+/// What became of a request.
+pub enum Served {
+    /// It is done; bytes written to the guest, 0 where there is no reply.
+    Replied(u32),
+    /// Its answer comes when this lock is there.
+    Waits {
+        /// The request.
+        unique: u64,
+        /// The lock.
+        attempt: Attempt,
+    },
+}
 
 /// What a queue thread serves requests with. Made and used by that thread alone.
 pub struct Server {
@@ -40,25 +53,24 @@ impl Server {
         Server { fs, thread, body: Vec::new(), reply: ReplyBuf::default(), recorder }
     }
 
-    /// Serves the request in `buffers`; bytes written to the guest, 0 where there is no reply. `before_slow` is
-    /// called once, before anything that may take long.
+    /// Serves the request in `buffers`. `before_slow` is called once, before anything that may take long.
     ///
     /// Whatever the guest sent, there is a reply if the protocol has one and the guest gave room for it.
     pub fn serve<B: Bitmap + 'static>(
         &mut self,
         buffers: &mut Buffers<'_, B>,
         before_slow: impl FnOnce(),
-    ) -> u32 {
+    ) -> Served {
         let mut raw = [0u8; decode::HEADER];
         if !buffers.copy_in(0, &mut raw) {
             log::debug!("a request of {} bytes is too short for a header", buffers.readable_len());
-            return 0;
+            return Served::Replied(0);
         }
-        let Ok(header) = InHeader::read_from_bytes(&raw) else { return 0 };
+        let Ok(header) = InHeader::read_from_bytes(&raw) else { return Served::Replied(0) };
         let has_reply = Opcode::from_raw(header.opcode).is_none_or(Opcode::has_reply);
         if has_reply && buffers.writable_len() < OUT_HEADER {
             log::debug!("request {} has no room for a reply; it is not served", header.opcode);
-            return 0;
+            return Served::Replied(0);
         }
         self.thread.refresh(&self.fs);
         self.reply.begin(buffers.writable_len().saturating_sub(OUT_HEADER));
@@ -66,18 +78,23 @@ impl Server {
         let result = self.run(&header, buffers, before_slow);
         let data = if result.is_ok() { self.data_len(&header, buffers) } else { 0 };
         self.recorder.end(&begun, result.is_err(), data);
+        let result = match result {
+            Ok(Outcome::Waits(attempt)) => return Served::Waits { unique: header.unique, attempt },
+            Ok(Outcome::Done) => Ok(()),
+            Err(e) => Err(e),
+        };
         if let Err(e) = result {
             log::trace!("{}: {e}", Opcode::from_raw(header.opcode).map_or("unknown opcode", Opcode::name));
         }
         if !has_reply {
-            return 0;
+            return Served::Replied(0);
         }
         let out = self.reply.header(header.unique, result);
         buffers.copy_out(0, out.as_bytes());
         if result.is_ok() {
             buffers.copy_out(OUT_HEADER, self.reply.bytes());
         }
-        out.len
+        Served::Replied(out.len)
     }
 
     /// What the thread counts with.
@@ -100,7 +117,7 @@ impl Server {
         header: &InHeader,
         buffers: &mut Buffers<'_, B>,
         before_slow: impl FnOnce(),
-    ) -> Result<(), Errno> {
+    ) -> Result<Outcome, Errno> {
         let frame = decode::frame(header, buffers.readable_len())?;
         if self.body.len() < frame.body {
             self.body.resize(frame.body.next_power_of_two(), 0);

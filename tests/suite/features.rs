@@ -2,6 +2,10 @@
 //! confinement, features that are negotiated, locks, ioctls, logging. All of it is about our daemon, whatever
 //! `VIRTIOFSD_TEST_DAEMON` says.
 
+#[path = "features/ioctl.rs"]
+mod ioctl;
+#[path = "features/locks.rs"]
+mod locks;
 #[path = "features/modcaps.rs"]
 mod modcaps;
 #[path = "features/negotiated.rs"]

@@ -117,8 +117,11 @@ impl FileSystem {
 
     /// FORGET.
     pub fn forget(&self, node: NodeId, count: u64) {
-        // Its fd closes here, not under a lock of the table.
-        drop(self.inodes.forget(node, count));
+        if let Some(inode) = self.inodes.forget(node, count) {
+            self.forget_locks(&inode);
+            // Its fd closes here, not under a lock of the table.
+            drop(inode);
+        }
     }
 
     /// BATCH_FORGET.

@@ -17,7 +17,10 @@ mod directory;
 pub(in crate::worker) mod handles;
 pub(in crate::worker) mod inodes;
 mod io;
+mod ioctl;
 mod link;
+mod lock;
+mod lock_waiters;
 mod lookup;
 mod open;
 mod privileged;
@@ -42,6 +45,8 @@ use sandbox::credentials::Baseline;
 pub use credentials::Thread;
 pub(in crate::worker) use directory::DirStream;
 pub use directory::RawEntry;
+pub use lock::Attempt;
+pub use lock_waiters::Wait;
 pub use open::Opened;
 pub(in crate::worker) use open::writes;
 pub use readdir::DirSink;
@@ -59,6 +64,7 @@ use crate::worker::fuse::wire::InitFlags;
 use crate::worker::migrate::places::Tracker;
 use handles::Handles;
 use inodes::{Inode, Inodes};
+use lock::Locks;
 use residence::{InodeFd, Keeper};
 use session::Session;
 use sys::Result;
@@ -125,6 +131,8 @@ pub struct FileSystem {
     pub(in crate::worker) inodes: Inodes,
     pub(in crate::worker) keeper: Keeper,
     pub(in crate::worker) handles: Handles,
+    /// With `--locks`.
+    locks: Option<Locks>,
     session: Session,
     /// Where inodes lie, while a migration is being prepared.
     pub(in crate::worker) tracker: Tracker,
@@ -139,7 +147,8 @@ impl FileSystem {
     /// A file system over a share.
     ///
     /// # Errors
-    /// What `statx` on the share says; EINVAL for a configuration that was not validated.
+    /// What `statx` on the share says; EINVAL for a configuration that was not validated; EAGAIN when a thread
+    /// can't be started.
     pub fn new(config: FsConfig, resources: Resources) -> Result<Self> {
         let xattr_map = match &config.xattrmap {
             Some(text) => Some(text.parse::<XattrMap>().map_err(|_| Errno::EINVAL)?),
@@ -153,6 +162,7 @@ impl FileSystem {
             resources.services,
             resources.bounds,
         );
+        let locks = Locks::new(config.locks)?;
         let fs = FileSystem {
             keeper,
             uids: IdTranslator::new(&config.translate_uid).map_err(|_| Errno::EINVAL)?,
@@ -161,6 +171,7 @@ impl FileSystem {
             resources,
             inodes: Inodes::new(),
             handles: Handles::new(),
+            locks,
             session: Session::new(),
             tracker: Tracker::default(),
             xattr_map,

@@ -114,12 +114,21 @@ impl FileSystem {
 
     /// RELEASE and RELEASEDIR
     pub fn release(&self, ctx: &Context, handle: HandleId) -> Result<()> {
-        self.handles.remove(handle, ctx.node).map(drop)
+        let closed = self.handles.remove(handle, ctx.node)?;
+        if self.locks.is_some() {
+            self.release_whole(handle);
+            drop(closed);
+            self.lock_may_be_free();
+        }
+        Ok(())
     }
 
-    /// FLUSH: reports what the host's file system has to say when a descriptor is closed.
-    pub fn flush(&self, ctx: &Context, handle: HandleId) -> Result<()> {
-        sys::flush(self.handles.get(handle, ctx.node)?.fd())
+    /// FLUSH: reports what the host's file system has to say when a descriptor is closed, and gives up the
+    /// owner's byte-range locks.
+    pub fn flush(&self, ctx: &Context, handle: HandleId, lock_owner: u64) -> Result<()> {
+        let handle = self.handles.get(handle, ctx.node)?;
+        self.release_owner(&handle.inode, lock_owner);
+        sys::flush(handle.fd())
     }
 }
 

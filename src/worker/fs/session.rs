@@ -78,6 +78,7 @@ impl FileSystem {
 
     /// Drops all nodes and handles; the root is there again.
     pub(in crate::worker) fn forget_everything(&self) -> Result<()> {
+        self.drop_locks();
         self.handles.clear();
         let st = sys::statx_fd(super::borrow(&self.resources.share))?;
         let fd = self.resources.share.try_clone().map_err(|_| Errno::last())?;

@@ -338,6 +338,38 @@ pub fn unshare_fs() -> Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_FS) }).map(drop)
 }
 
+/// A byte range as `fcntl` takes it; length 0 is all to the end.
+fn byte_range(kind: i16, start: i64, length: i64) -> libc::flock {
+    libc::flock { l_type: kind, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: length, l_pid: 0 }
+}
+
+/// Takes or gives up a byte-range lock of this open file description; EAGAIN when another's is in the way.
+pub fn set_range_lock(fd: BorrowedFd<'_>, kind: i16, start: i64, length: i64) -> Result<()> {
+    let lock = byte_range(kind, start, length);
+    // SAFETY: the kernel reads one struct flock, which is live during the call.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }).map(drop)
+}
+
+/// The lock that is in the way of this one, or one of type `F_UNLCK`.
+pub fn get_range_lock(fd: BorrowedFd<'_>, kind: i16, start: i64, length: i64) -> Result<libc::flock> {
+    let mut lock = byte_range(kind, start, length);
+    // SAFETY: the kernel reads and writes one struct flock, which is live during the call.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
+    Ok(lock)
+}
+
+/// `flock`
+pub fn flock(fd: BorrowedFd<'_>, operation: i32) -> Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::flock(fd.as_raw_fd(), operation) }).map(drop)
+}
+
+/// One of the ioctls on an inode's flags, whose argument is an int or a `struct fsxattr` (28 bytes).
+pub fn inode_ioctl(fd: BorrowedFd<'_>, command: u32, argument: &mut [u8; 28]) -> Result<()> {
+    // SAFETY: of the commands that `fs::ioctl` passes, none reads or writes more than 28 bytes.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), command as libc::Ioctl, argument.as_mut_ptr()) }).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -210,6 +210,8 @@ fn by_option(fs: &FsConfig) -> (InitFlags, InitFlags) {
     optional.set(InitFlags::WRITEBACK_CACHE, fs.writeback);
     optional.set(InitFlags::HANDLE_KILLPRIV_V2, fs.killpriv_v2);
     optional.set(InitFlags::DIRECT_IO_ALLOW_MMAP, fs.allow_mmap);
+    optional.set(InitFlags::POSIX_LOCKS, fs.locks.posix);
+    optional.set(InitFlags::FLOCK_LOCKS, fs.locks.flock);
     for (mode, flags) in [(fs.posix_acl, ACL), (fs.security_label, InitFlags::SECURITY_CTX)] {
         required.set(flags, mode == Negotiate::Always);
         optional.set(flags, mode == Negotiate::Auto);
@@ -226,7 +228,7 @@ fn halves(flags: InitFlags) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{InodeFileHandles, PrivilegedRequests};
+    use crate::config::{InodeFileHandles, Locks, PrivilegedRequests};
 
     fn fs() -> FsConfig {
         FsConfig {
@@ -244,6 +246,8 @@ mod tests {
             inode_file_handles: InodeFileHandles::Prefer,
             killpriv_v2: false,
             preserve_noatime: false,
+            locks: Locks::default(),
+            ioctl: false,
             translate_uid: Vec::new(),
             translate_gid: Vec::new(),
             privileged: PrivilegedRequests::default(),
@@ -300,7 +304,9 @@ mod tests {
     #[test]
     fn each_option_adds_its_flags_only() {
         type Change = fn(&mut FsConfig);
-        let cases: [(Change, InitFlags); 5] = [
+        let cases: [(Change, InitFlags); 7] = [
+            (|fs| fs.locks.posix = true, InitFlags::POSIX_LOCKS),
+            (|fs| fs.locks.flock = true, InitFlags::FLOCK_LOCKS),
             (|fs| fs.writeback = true, InitFlags::WRITEBACK_CACHE),
             (|fs| fs.killpriv_v2 = true, InitFlags::HANDLE_KILLPRIV_V2),
             (|fs| fs.allow_mmap = true, InitFlags::DIRECT_IO_ALLOW_MMAP),
