@@ -107,7 +107,8 @@ impl Inodes {
     /// A table with nothing in it.
     pub fn new() -> Self {
         Inodes {
-            slots: Slots::new(NodeId::ROOT.0),
+            // The root's id is not dealt out: it is the same in every session.
+            slots: Slots::new(NodeId::ROOT.0 + 1),
             shards: (0..SHARDS).map(|_| Shard(Mutex::new(HashTable::new()))).collect(),
             hasher: DefaultHashBuilder::default(),
         }
@@ -218,7 +219,7 @@ impl Inodes {
             drop(dropped);
         }
         self.slots.clear();
-        self.find_or_insert(root, kind, &mut Some(fd));
+        self.insert_at(NodeId::ROOT, 1, root, kind, Residence::hot(fd));
     }
 
     /// How many there are.

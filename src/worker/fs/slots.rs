@@ -9,11 +9,23 @@
 //! Lock order: a stripe's lock is innermost; nothing else is taken under it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Stripes; a power of two.
 const STRIPES: u64 = 64;
+
+/// Threads that make entries at the same time without waiting for each other; a divisor of [`STRIPES`], so that their
+/// entries lie in different stripes, too.
+const LANES: usize = 8;
+
+/// Numbers threads as they come.
+static NEXT_LANE: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// The lane that this thread takes ids from.
+    static MY_LANE: usize = NEXT_LANE.fetch_add(1, Ordering::Relaxed) % LANES;
+}
 
 /// Bits of an id that are its index.
 const INDEX_BITS: u32 = 32;
@@ -26,11 +38,15 @@ const DENSE_SLACK: usize = 4096;
 /// A table of shared entries by id.
 pub struct Slots<T> {
     stripes: Box<[Stripe<T>]>,
-    allocator: Mutex<Allocator>,
+    lanes: Box<[Lane]>,
     /// Entries.
     live: AtomicU64,
     first: u64,
 }
+
+/// As [`Stripe`].
+#[repr(align(128))]
+struct Lane(Mutex<Allocator>);
 
 /// Stripes are touched by different threads: keep each on cache lines of its own.
 #[repr(align(128))]
@@ -62,8 +78,9 @@ struct Allocator {
 }
 
 impl Allocator {
-    fn new(first: u64) -> Self {
-        Allocator { next_index: first, floor: first, next: first, free: Vec::new() }
+    /// Gives out `first + lane`, and then every [`LANES`]th index.
+    fn new(first: u64, lane: usize) -> Self {
+        Allocator { next_index: first + lane as u64, floor: first, next: first, free: Vec::new() }
     }
 
     /// The smallest id with this index that may be given out.
@@ -80,7 +97,7 @@ impl Allocator {
             }
         }
         let id = self.lift(self.next_index)?;
-        self.next_index += 1;
+        self.next_index += LANES as u64;
         Some(id)
     }
 }
@@ -90,7 +107,7 @@ impl<T> Slots<T> {
     pub fn new(first: u64) -> Self {
         Slots {
             stripes: (0..STRIPES).map(|_| Stripe(RwLock::new(Entries::new()))).collect(),
-            allocator: Mutex::new(Allocator::new(first)),
+            lanes: (0..LANES).map(|lane| Lane(Mutex::new(Allocator::new(first, lane)))).collect(),
             live: AtomicU64::new(0),
             first,
         }
@@ -99,7 +116,7 @@ impl<T> Slots<T> {
     /// Reserves an id that was never used. It must be filled with [`Slots::set`] or given back with
     /// [`Slots::release`].
     pub fn reserve(&self) -> u64 {
-        let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut allocator = self.lane(MY_LANE.with(|lane| *lane));
         // Without an id left, after 2^64, the last one serves all.
         let id = allocator.reserve().unwrap_or(u64::MAX);
         allocator.next = allocator.next.max(id.saturating_add(1));
@@ -108,7 +125,9 @@ impl<T> Slots<T> {
 
     /// Gives an id back that has no entry (any more); its place in the table is used again, under another id.
     pub fn release(&self, id: u64) {
-        self.allocator.lock().unwrap_or_else(PoisonError::into_inner).free.push(id);
+        // To whose index it is: a thread that only forgets would else hoard what the others need.
+        let lane = (id & INDEX).wrapping_sub(self.first) % LANES as u64;
+        self.lane(lane as usize).free.push(id);
     }
 
     /// How many entries there are.
@@ -118,20 +137,28 @@ impl<T> Slots<T> {
 
     /// Above every id that was ever given out.
     pub fn next(&self) -> u64 {
-        self.allocator.lock().unwrap_or_else(PoisonError::into_inner).next
+        (0..LANES).map(|lane| self.lane(lane).next).max().unwrap_or(self.first)
     }
 
     /// Gives out no id below `next` from here on: those belong to a guest that came with them. `live` is how many
     /// entries it came with.
     pub fn continue_from(&self, next: u64, live: usize) {
-        let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
-        allocator.floor = allocator.floor.max(next);
-        allocator.next = allocator.next.max(next);
         // Going on with the next index leaves the places below to the entries that are there. When those are few,
         // as after a long life of the source, begin again at the front: the table stays small.
         let index = next & INDEX;
         let few = (live as u64).saturating_mul(4).saturating_add(STRIPES * DENSE_SLACK as u64);
-        allocator.next_index = if index <= few { index.max(self.first) } else { self.first };
+        let index = if index <= few { index.max(self.first) } else { self.first };
+        let base = self.first + (index - self.first).next_multiple_of(LANES as u64);
+        for lane in 0..LANES {
+            let mut allocator = self.lane(lane);
+            allocator.floor = allocator.floor.max(next);
+            allocator.next = allocator.next.max(next);
+            allocator.next_index = base + lane as u64;
+        }
+    }
+
+    fn lane(&self, lane: usize) -> MutexGuard<'_, Allocator> {
+        self.lanes[lane % LANES].0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stripe(&self, id: u64) -> Option<(&RwLock<Entries<T>>, usize)> {
@@ -206,7 +233,9 @@ impl<T> Slots<T> {
             drop(entries);
             drop(dropped);
         }
-        *self.allocator.lock().unwrap_or_else(PoisonError::into_inner) = Allocator::new(self.first);
+        for lane in 0..LANES {
+            *self.lane(lane) = Allocator::new(self.first, lane);
+        }
     }
 }
 
@@ -218,21 +247,21 @@ mod tests {
     fn places_are_reused_and_ids_are_not() {
         let slots = Slots::new(1);
         let (a, b) = (slots.reserve(), slots.reserve());
-        assert_eq!((a, b), (1, 2));
+        assert_ne!(a, b);
         slots.set(a, Arc::new("a"));
         slots.set(b, Arc::new("b"));
-        assert_eq!(slots.get(1).as_deref(), Some(&"a"));
-        assert_eq!(slots.remove(1).as_deref(), Some(&"a"));
-        assert_eq!(slots.get(1), None);
+        assert_eq!(slots.get(a).as_deref(), Some(&"a"));
+        assert_eq!(slots.remove(a).as_deref(), Some(&"a"));
+        assert_eq!(slots.get(a), None);
         slots.release(a);
         assert_eq!(slots.live(), 1);
         let again = slots.reserve();
-        assert_eq!((again & INDEX, again >> INDEX_BITS), (1, 1));
+        assert_eq!((again & INDEX, again >> INDEX_BITS), (a, 1));
         slots.set(again, Arc::new("c"));
-        assert_eq!(slots.get(1), None);
+        assert_eq!(slots.get(a), None);
         assert_eq!(slots.get(again).as_deref(), Some(&"c"));
         assert_eq!(slots.live(), 2);
-        assert_eq!(slots.get(2).as_deref(), Some(&"b"));
+        assert_eq!(slots.get(b).as_deref(), Some(&"b"));
         assert_eq!(slots.next(), again + 1);
     }
 
