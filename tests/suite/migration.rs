@@ -429,7 +429,8 @@ fn a_hostile_stream_reaches_nothing_outside() {
                 location(2, path("link/secret")),
                 location(3, path("link/.")),
                 location(4, InodeLocation::Path { parent: 5, filename: "secret".to_owned() }),
-                location(5, path("link")),
+                // One reference of the guest, one for the inode that claims to be in it.
+                Inode { refcount: 2, ..location(5, path("link")) },
                 location(6, handle(&outside.path().join("secret"))),
                 location(7, handle(outside.path())),
                 location(8, handle(outside.path().parent().unwrap())),
