@@ -9,6 +9,9 @@
 //! A change costs two system calls an id (setfsuid(2) reports no error, so it is asked again) and one for the
 //! groups; the current ones are remembered, so that no change costs none.
 //!
+//! Two side effects of the kernel: the thread forgets its parent-death signal, and the process becomes undumpable.
+//! So use this in threads, and not in the one that [`crate::process::Spawn`] has started.
+//!
 //! System calls: [`Baseline::capture`] makes capget, prctl(PR_GET_SECUREBITS), getgroups, setgroups, setfsuid and
 //! setfsgid; after it only setgroups, setfsuid, setfsgid and capset are made.
 
@@ -221,7 +224,8 @@ impl ThreadCredentials {
     /// # Aborts
     ///
     /// The process, when the kernel refuses: the thread would serve the next request with the rights of the
-    /// wrong user, and whoever shares the process could not tell.
+    /// wrong user, and whoever shares the process could not tell. (Process 1 of a pid namespace ignores SIGABRT,
+    /// so there the abort shows as SIGSEGV or SIGILL, from the trap instruction that follows.)
     pub fn become_root(&mut self) {
         let groups = std::mem::take(&mut self.baseline.groups);
         let result = self.switch(self.baseline.uid, self.baseline.gid, &groups);

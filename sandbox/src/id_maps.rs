@@ -134,6 +134,9 @@ impl IdMaps {
     /// Every id that the calling process can name, one to one. On a host that is `0 0 4294967295`; in a
     /// container it is what the container has.
     ///
+    /// The namespace gives no capability over the host, but to file permissions its root is the host's root: what
+    /// the process can name (a path, a descriptor) it can use as that. Combine it with an empty root.
+    ///
     /// # Errors
     ///
     /// [`IdMapError::Read`] and [`IdMapError::Parse`], about the files in /proc/self.

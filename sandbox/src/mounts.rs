@@ -2,6 +2,10 @@
 //!
 //! A clone made here is a file descriptor only; it is attached nowhere, so nobody finds it by path, `..` at its
 //! root leads nowhere, and it goes away with the last descriptor inside. Attaching mounts is not offered.
+//!
+//! What the host mounts below the directory later does not appear in a clone (the kernel propagates nothing into
+//! detached trees, and the clone is private besides): it would come without nosuid, nodev and the id map. What the
+//! host unmounts stays in the clone.
 
 use std::ffi::CStr;
 use std::fs;
@@ -26,15 +30,11 @@ pub struct ShareAttrs {
     /// Also clone what is mounted below the directory. In a mount namespace that came with a user namespace,
     /// a directory with inherited mounts below can be cloned only this way (EINVAL otherwise).
     pub recursive: bool,
-    /// Let file systems that the host mounts (or unmounts) below the directory later appear (or go) in the clone.
-    /// They arrive with the host's mount flags and without the id map, so device nodes on them may work: leave
-    /// this off unless the host mounts nothing there that has any.
-    pub receive_mounts: bool,
 }
 
 impl Default for ShareAttrs {
     fn default() -> Self {
-        Self { read_only: false, recursive: true, receive_mounts: false }
+        Self { read_only: false, recursive: true }
     }
 }
 
@@ -141,7 +141,7 @@ pub fn clone_share(
         .map_err(|errno| MountError::Clone { what: format!("file descriptor {}", dir.as_raw_fd()), errno })?;
     let mut attributes = attributes();
     attributes.attr_set = FLAGS | if attrs.read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    attributes.propagation = if attrs.receive_mounts { libc::MS_SLAVE } else { libc::MS_PRIVATE };
+    attributes.propagation = libc::MS_PRIVATE;
     sys::mount_setattr(tree.as_fd(), recursive, &attributes)
         .map_err(|errno| MountError::Attributes { errno })?;
     if let Some(namespace) = idmap {
@@ -168,7 +168,7 @@ fn set_idmap(tree: BorrowedFd<'_>, recursive: i32, namespace: BorrowedFd<'_>) ->
 }
 
 /// A detached clone of `/proc/PID/fd`, through which that process turns its `O_PATH` descriptors into open files
-/// (`openat(clone, "17", O_RDWR)`) without seeing a proc file system. Nobody else can use it for that.
+/// (`openat(clone, "17", O_RDWR)`) without seeing a proc file system.
 ///
 /// # Errors
 ///

@@ -249,7 +249,7 @@ pub struct WorkerConfig {
 pub struct DeviceConfig {
     /// Mount tag, 1–36 bytes; with one, the device has a config space of its own.
     pub tag: Option<String>,
-    /// Request queues, 1–64 (the high-priority queue is not counted).
+    /// Request queues, 1–63 (the high-priority queue is not counted).
     pub num_request_queues: u16,
     /// Helper threads for slow work; 0 serves everything on the queue's thread.
     pub thread_pool_size: u16,

@@ -107,7 +107,7 @@ fn entry(option: &str) -> String {
     let flag = if option.starts_with("--") { format!("Fl \\-{escaped}") } else { format!("Fl {escaped}") };
     let is_item = |line: &str| {
         line.starts_with(".It ")
-            && line.split_once(&flag).is_some_and(|(_, rest)| !rest.starts_with(['\\', 'a', '-']))
+            && line.split_once(&flag).is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with(' '))
     };
     let mut lines = MANUAL.lines().skip_while(|line| !is_item(line));
     let first = lines.next().unwrap_or_else(|| panic!("{option} has no entry"));

@@ -19,8 +19,8 @@ use super::{
 /// VIRTIO specification, 5.11.4: the tag field has 36 bytes.
 const MAX_TAG: usize = 36;
 
-/// More request queues than this have no use: a guest takes at most one for each of its CPUs.
-pub(super) const MAX_REQUEST_QUEUES: u16 = 64;
+/// vhost-user-backend tells virtqueues apart in a mask of 64 bits, and one is the high-priority queue.
+pub(super) const MAX_REQUEST_QUEUES: u16 = 63;
 
 /// Polling for longer than a second is a busy loop.
 const MAX_POLL_US: u32 = 1_000_000;
@@ -205,7 +205,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "LIST", help_heading = "Confinement")]
     pub modcaps: Option<String>,
 
-    /// Request queues, 1 to 64, each with a thread (by default one for each CPU)
+    /// Request queues, 1 to 63, each with a thread (by default one for each CPU)
     #[arg(long, value_name = "N", help_heading = "Performance")]
     #[arg(value_parser = value_parser!(u16).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     pub num_request_queues: Option<u16>,

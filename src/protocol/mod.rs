@@ -1,1 +1,45 @@
 //! What broker and worker say to each other: one enum per direction over `SOCK_SEQPACKET`, fds by `SCM_RIGHTS`.
+//!
+//! - [`message`]: [`ToWorker`] and [`ToBroker`], with every limit beside its field;
+//! - [`bounded`], [`name`], [`handle`], [`errno`]: the types that make decoding the only check of form;
+//! - [`codec`]: bytes ↔ messages, total in both directions;
+//! - [`channel`]: messages ↔ socket, with their fds;
+//! - [`phase`]: which request may come when, with how many fds, as a table.
+//!
+//! Both sides use the same code; neither trusts the other's use of it. What is absent: paths, authority that is
+//! not an fd or a sealed handle, and anything on the hot path of a guest's request.
+
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+
+#[cfg(test)]
+pub(crate) mod arbitrary;
+pub mod bounded;
+pub mod channel;
+pub mod codec;
+pub mod errno;
+pub mod handle;
+pub mod log_line;
+pub mod message;
+pub mod name;
+pub mod phase;
+
+pub use channel::{BrokerEnd, ChannelError, WorkerEnd};
+pub use errno::Errno;
+pub use handle::{FileHandle, SealedHandle};
+pub use message::{ToBroker, ToWorker};
+pub use phase::{Phase, Services, Violation};
+
+/// The worker's `argv[0]`, and its only argument: how `main` knows its role. It gives nothing to somebody who
+/// starts the program with it by hand: without the channel at [`CHANNEL_FD`] the worker ends at once.
+pub const WORKER_ARGV0: &CStr = c"virtiofsd-worker";
+
+/// The worker's fd of the write end of the log pipe: standard error, so that a panic's message arrives too.
+/// (Fds 0 and 1 are `/dev/null`; every fd but these four comes by [`ToWorker::Start`].)
+pub const LOG_FD: RawFd = 2;
+
+/// The worker's fd of the channel.
+pub const CHANNEL_FD: RawFd = 3;
+
+/// Most fds that one message can carry: the kernel's `SCM_MAX_FD`.
+pub const MAX_FDS: usize = 253;

@@ -1,6 +1,115 @@
 //! HOSTILE once a guest runs: the vhost-user loop and the passthrough file system.
 //!
-//! The walk of one request, in order: [`queue`](self) → `buffers` → `fuse` (decode) → `dispatch` → `fs` →
-//! `fuse` (encode) → queue.
+//! The walk of one request, in order: `queue` (1) → `buffers` (2) → `fuse` decode (3) → `dispatch` (4) →
+//! `fs` (5) → system calls, or `broker_client` (6) for the few things that only the broker can do → `fuse`
+//! encode → `queue`. `device` is the vhost-user back end around it, `confine` what happens before.
 
+pub mod broker_client;
+pub mod buffers;
+mod confine;
+mod device;
+mod dispatch;
+pub mod fs;
 pub mod fuse;
+pub mod log;
+pub mod migrate;
+mod queue;
+mod request;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use thiserror::Error;
+use vhost::vhost_user::{Error as VhostUserError, Listener};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use vm_memory::GuestMemoryAtomic;
+
+use broker_client::{BrokerClient, BrokerClientError, StartFds};
+use confine::ConfineError;
+use device::{AtomicMemory, Device, Memory};
+use fs::{FileSystem, Resources};
+
+use crate::protocol::message::{LayerReport, ShareMount, Start};
+
+/// Why the worker ended otherwise than by the front end's leaving.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// It was started by hand, or the broker is gone.
+    #[error("no broker to work for: {0}")]
+    Broker(#[from] BrokerClientError),
+    /// Confinement failed.
+    #[error("confinement: {0}")]
+    Confine(#[from] ConfineError),
+    /// The share can't be used.
+    #[error("the shared directory cannot be used: {0}")]
+    Share(Errno),
+    /// The vhost-user side can't be set up.
+    #[error("vhost-user: cannot {step}: {reason}")]
+    Setup {
+        /// What was tried.
+        step: &'static str,
+        /// Why not.
+        reason: DaemonError,
+    },
+    /// The front end sent something that can't be understood.
+    #[error("vhost-user: the front end's message cannot be served: {0}; closing the connection")]
+    FrontEnd(DaemonError),
+}
+
+/// The worker's whole life: confined first, then one connection of one front end.
+///
+/// # Errors
+/// [`WorkerError`]; `Ok` when the front end has disconnected.
+pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
+    let (broker, start, fds) = BrokerClient::start(channel)?;
+    log::set_level(start.log_level);
+    let StartFds { share, listener, fd_directory } = fds;
+    let (baseline, missing) = confine::confine(&start, share.as_fd())?;
+    fs::prepare_process(fd_directory.as_fd()).map_err(WorkerError::Share)?;
+    let broker = Arc::new(broker);
+    let resources = Resources {
+        share,
+        share_is_mount_root: start.share_mount != ShareMount::Host,
+        fd_directory,
+        baseline,
+        broker: Some(Arc::clone(&broker)),
+        nofile: nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+            .map_err(WorkerError::Share)?
+            .0,
+    };
+    let fs = FileSystem::new(start.config.fs.clone(), resources).map_err(WorkerError::Share)?;
+    serve(&start, fs, listener, &broker, missing)
+}
+
+/// Serves one connection.
+fn serve(
+    start: &Start,
+    fs: FileSystem,
+    listener: OwnedFd,
+    broker: &BrokerClient,
+    mut missing: Vec<LayerReport>,
+) -> Result<(), WorkerError> {
+    let memory: AtomicMemory = GuestMemoryAtomic::new(Memory::new());
+    let device = Arc::new(Device::new(Arc::new(fs), start.config.device.clone(), memory.clone()));
+    let setup = |step| move |reason| WorkerError::Setup { step, reason };
+    let daemon = VhostUserDaemon::new("vhost-user".to_owned(), device, memory);
+    // On the way out, queue threads that wait for the host's file system must not hold up the process: it ends
+    // without joining them.
+    let mut daemon = std::mem::ManuallyDrop::new(daemon.map_err(setup("start the queue threads"))?);
+    confine::filter_system_calls(start, &mut missing)?;
+    broker.confined(missing)?;
+    let mut listener = Listener::from(UnixListener::from(listener));
+    daemon.start(&mut listener).map_err(setup("accept the front end's connection"))?;
+    // One connection only: further ones are refused from here on.
+    drop(listener);
+    broker.attached()?;
+    match daemon.wait() {
+        Ok(()) => Ok(()),
+        Err(DaemonError::HandleRequest(
+            VhostUserError::Disconnected | VhostUserError::PartialMessage | VhostUserError::SocketBroken(_),
+        )) => Ok(()),
+        Err(e) => Err(WorkerError::FrontEnd(e)),
+    }
+}

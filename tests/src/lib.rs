@@ -1,3 +1,27 @@
-//! Front ends, fixtures and helpers for the test suites.
+//! Front ends, fixtures and helpers for the test suites and the benchmarks.
+//!
+//! Everything here stands outside the daemon: it starts a daemon by its command line, ours or a peer's, and
+//! talks to it as a VMM and a guest would. It has its own encoders for vhost-user, virtqueues and FUSE, on
+//! purpose: an oracle that shares the daemon's decoder would share its mistakes.
+//!
+//! - [`bounded`] runs a test within a time limit and in a mount namespace of its own.
+//! - [`daemon`] starts and stops a daemon; [`peers`] knows where ours and the peers' binaries are.
+//! - [`share`] makes the directories that are served.
+//! - [`frontend`] is the VMM and the guest's virtqueue driver, in this process.
+//! - [`fuse`] is a small FUSE client on top of it.
+//! - [`bridge`] connects the host kernel's FUSE client to the virtqueues, so that ordinary programs run
+//!   against the daemon without a VM.
+//! - [`guest`] boots a real guest under QEMU.
+//! - [`program`] runs such programs, bounded.
 
+pub mod bounded;
+pub mod bridge;
+pub mod daemon;
+pub mod frontend;
+pub mod fuse;
 pub mod guest;
+pub mod paths;
+pub mod peers;
+pub mod processes;
+pub mod program;
+pub mod share;

@@ -24,7 +24,7 @@ impl Served {
     fn new(options: &[&str]) -> Result<Self, GuestError> {
         let dir = TempDir::new("share")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("chmod of the share");
-        Ok(Self { daemon: Daemon::start(&Daemon::program()?, dir.path(), options)?, dir })
+        Ok(Self { daemon: Daemon::start(&Daemon::program(), dir.path(), options)?, dir })
     }
 
     fn path(&self, name: &str) -> PathBuf {

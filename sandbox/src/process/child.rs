@@ -16,8 +16,11 @@ use super::plan::Plan;
 /// The byte with which the parent says that the id maps are written.
 pub(super) const GO: u8 = 1;
 
-/// A report is the step and the errno, little-endian; errno 0 with [`Step::Exec`] says that exec comes next.
+/// A report is the number of the step that failed, or [`EXECUTING`], and the errno, little-endian.
 pub(super) const REPORT_SIZE: usize = 5;
+
+/// All steps are done, and exec comes next. Only a failure of that can follow.
+const EXECUTING: u8 = 0;
 
 /// Exit status after a failure, which has been reported; nobody looks at it.
 const FAILED: c_int = 127;
@@ -94,12 +97,26 @@ impl fmt::Display for Step {
     }
 }
 
-/// The last whole report in what the child said; `UnknownErrno` (0) with [`Step::Exec`] means success.
-pub(super) fn last_report(said: &[u8]) -> Option<(Step, Errno)> {
-    let (reports, _) = said.as_chunks::<REPORT_SIZE>();
-    let [step, errno @ ..] = reports.last()?;
-    let step = STEPS.into_iter().find(|known| *known as u8 == *step)?;
-    Some((step, Errno::from_raw(i32::from_le_bytes(*errno))))
+/// What a child said last before its end of the channel closed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Report {
+    /// It was about to execute its program, and has not said that this failed.
+    Executing,
+    /// This step failed.
+    Failed(Step, Errno),
+}
+
+impl Report {
+    /// From all bytes that came; `None` without a whole report.
+    pub(super) fn last(said: &[u8]) -> Option<Self> {
+        let (reports, _) = said.as_chunks::<REPORT_SIZE>();
+        let [step, errno @ ..] = reports.last()?;
+        if *step == EXECUTING {
+            return Some(Self::Executing);
+        }
+        let step = STEPS.into_iter().find(|known| *known as u8 == *step)?;
+        Some(Self::Failed(step, Errno::from_raw(i32::from_le_bytes(*errno))))
+    }
 }
 
 /// Runs the plan; ends in the new program or in `_exit`.
@@ -108,7 +125,7 @@ pub(super) fn run(plan: &mut Plan) -> ! {
         Ok(()) => (Step::Exec, exec(plan)),
         Err(failure) => failure,
     };
-    report(plan.channel, step, errno as i32);
+    report(plan.channel, step as u8, errno as i32);
     // SAFETY: _exit takes an integer, runs no exit handlers, and is async-signal-safe.
     unsafe { libc::_exit(FAILED) }
 }
@@ -233,7 +250,7 @@ fn die_with_parent(channel: RawFd) -> Outcome {
 
 /// Returns only when it fails.
 fn exec(plan: &Plan) -> Errno {
-    report(plan.channel, Step::Exec, 0);
+    report(plan.channel, EXECUTING, 0);
     // SAFETY: both arrays end with a null pointer, and their strings are NUL-terminated and live in the plan.
     unsafe {
         libc::syscall(
@@ -249,26 +266,29 @@ fn exec(plan: &Plan) -> Errno {
 }
 
 /// Without a parent there is nobody to report to, so a failure here changes nothing.
-fn report(channel: RawFd, step: Step, errno: i32) {
+fn report(channel: RawFd, step: u8, errno: i32) {
     let [a, b, c, d] = errno.to_le_bytes();
-    let bytes: [u8; REPORT_SIZE] = [step as u8, a, b, c, d];
+    let bytes: [u8; REPORT_SIZE] = [step, a, b, c, d];
     // SAFETY: the buffer is live and of the length passed.
     unsafe { libc::send(channel, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
     fn the_last_whole_report_counts() {
-        assert_eq!(last_report(&[]), None);
-        assert_eq!(last_report(&[Step::Exec as u8, 0, 0, 0]), None);
-        assert_eq!(last_report(&[Step::Exec as u8, 0, 0, 0, 0]), Some((Step::Exec, Errno::UnknownErrno)));
-        assert_eq!(last_report(&[10, 0, 0, 0, 0, 10, 13, 0, 0, 0]), Some((Step::Exec, Errno::EACCES)));
-        assert_eq!(last_report(&[1, 9, 0, 0, 0]), Some((Step::PlaceFds, Errno::EBADF)));
-        assert_eq!(last_report(&[0, 9, 0, 0, 0]), None);
-        assert_eq!(last_report(&[11, 9, 0, 0, 0]), None);
+        assert_eq!(Report::last(&[]), None);
+        assert_eq!(Report::last(&[EXECUTING, 0, 0, 0]), None);
+        assert_eq!(Report::last(&[EXECUTING, 0, 0, 0, 0]), Some(Report::Executing));
+        let failed = Some(Report::Failed(Step::Exec, Errno::EACCES));
+        assert_eq!(Report::last(&[EXECUTING, 0, 0, 0, 0, 10, 13, 0, 0, 0]), failed);
+        assert_eq!(Report::last(&[1, 9, 0, 0, 0]), Some(Report::Failed(Step::PlaceFds, Errno::EBADF)));
+        assert_eq!(Report::last(&[11, 9, 0, 0, 0]), None);
     }
 
     #[test]
@@ -276,5 +296,25 @@ mod tests {
         for (position, step) in STEPS.into_iter().enumerate() {
             assert_eq!(step as usize, position + 1, "{step:?} has its place in STEPS");
         }
+    }
+
+    #[test]
+    fn a_parent_that_is_gone_ends_the_wait() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert_eq!(await_maps(ours.as_raw_fd()), Err((Step::AwaitMaps, Errno::EPIPE)));
+    }
+
+    #[test]
+    fn a_parent_that_has_just_gone_is_noticed() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        // In a thread of its own, as the parent-death signal belongs to the thread.
+        std::thread::spawn(move || {
+            assert_eq!(die_with_parent(ours.as_raw_fd()), Ok(()));
+            drop(theirs);
+            assert_eq!(die_with_parent(ours.as_raw_fd()), Err((Step::DieWithParent, Errno::EPIPE)));
+        })
+        .join()
+        .unwrap();
     }
 }

@@ -12,11 +12,12 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::Read;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::Pid;
 
 use crate::id_maps::{IdMapError, IdMaps};
@@ -26,6 +27,7 @@ mod child;
 mod handle;
 mod plan;
 
+use child::Report;
 pub use child::Step;
 pub use handle::{Child, Exit, ProcessError};
 use plan::Plan;
@@ -180,15 +182,15 @@ fn start(plan: &mut Plan, namespaces: Namespaces) -> Result<Child, SpawnError> {
 }
 
 /// Lets the child go on, and waits for what it says until its end of the channel closes with exec or death.
-fn handshake(mut child: Child, mut channel: UnixStream) -> Result<Child, SpawnError> {
+fn handshake(mut child: Child, channel: UnixStream) -> Result<Child, SpawnError> {
     let mut said = Vec::new();
     // A child that has failed already does not read: what it said is still there to be read, so an error of this
-    // write says nothing. An error of the read leaves `said` empty or short, and the child counts as dead.
-    let _ = channel.write_all(&[child::GO]);
+    // send says nothing. An error of the read leaves `said` short, and the child counts as dead.
+    let _ = send(channel.as_raw_fd(), &[child::GO], MsgFlags::MSG_NOSIGNAL);
     let _ = channel.take(2 * child::REPORT_SIZE as u64).read_to_end(&mut said);
-    match child::last_report(&said) {
-        Some((Step::Exec, Errno::UnknownErrno)) => Ok(child),
-        Some((step, errno)) => {
+    match Report::last(&said) {
+        Some(Report::Executing) => Ok(child),
+        Some(Report::Failed(step, errno)) => {
             child.wait().map_err(SpawnError::Lost)?;
             Err(SpawnError::Child { step, errno })
         }

@@ -7,6 +7,8 @@
 //! Invariant: every name matches a rule, in both directions. The parser refuses a map for which that isn't so;
 //! hence no name from a guest can run off a map's end.
 
+#[cfg(test)]
+mod doc_tests;
 mod parse;
 
 use std::borrow::Cow;

@@ -5,7 +5,12 @@
 //! guest memory and is only ever handed to the kernel.
 
 use std::ffi::CStr;
+use std::fmt;
 use std::num::NonZeroU32;
+
+use zerocopy::FromBytes;
+
+use super::wire::{ForgetOne, InHeader, InitFlags};
 
 /// A node id, as given out by this daemon in an earlier reply (or invented by a hostile guest).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +38,15 @@ pub struct GuestGid(pub u32);
 pub struct FileName<'a>(pub(super) &'a CStr);
 
 impl<'a> FileName<'a> {
+    /// `None` when `name` is empty, `.`, `..`, or has a `/` in it.
+    pub fn new(name: &'a CStr) -> Option<Self> {
+        match name.to_bytes() {
+            b"" | b"." | b".." => None,
+            bytes if bytes.contains(&b'/') => None,
+            _ => Some(FileName(name)),
+        }
+    }
+
     /// The name with its terminating NUL, ready for a system call.
     pub fn as_cstr(&self) -> &'a CStr {
         self.0
@@ -57,12 +71,25 @@ pub struct Context {
     pub unique: u64,
     /// The node that the request is about (0 for the requests that have none).
     pub node: NodeId,
-    /// The calling process's file-system user.
+    /// The calling process's file-system user. With `FUSE_ALLOW_IDMAP`, only requests that create a file tell
+    /// it, and all others come with `u32::MAX`; a creating one with `u32::MAX` is refused by the decoder.
     pub uid: GuestUid,
-    /// Its file-system group.
+    /// Its file-system group; as for `uid`.
     pub gid: GuestGid,
     /// Its pid in the guest; only good for logs.
     pub pid: u32,
+}
+
+impl From<&InHeader> for Context {
+    fn from(header: &InHeader) -> Self {
+        Context {
+            unique: header.unique,
+            node: NodeId(header.nodeid),
+            uid: GuestUid(header.uid),
+            gid: GuestGid(header.gid),
+            pid: header.pid,
+        }
+    }
 }
 
 /// What a creating request carries beyond its fixed part (`FUSE_CREATE_SUPP_GROUP`, `FUSE_SECURITY_CTX`).
@@ -78,7 +105,7 @@ pub struct CreateExtensions<'a> {
 pub const MAX_SUPP_GROUPS: usize = 32;
 
 /// A bounded list of supplementary groups, kept without allocation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct SuppGroups {
     len: u8,
     gids: [u32; MAX_SUPP_GROUPS],
@@ -99,10 +126,17 @@ impl SuppGroups {
     }
 }
 
+impl fmt::Debug for SuppGroups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_slice().fmt(f)
+    }
+}
+
 /// A time to set (`SETATTR`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SetTime {
     /// The host's time now.
+    #[default]
     Now,
     /// This time; `nanos` is below 1,000,000,000.
     At {
@@ -120,9 +154,9 @@ pub struct SetAttr {
     pub handle: Option<HandleId>,
     /// New permission bits (07777).
     pub mode: Option<u32>,
-    /// New owner.
+    /// New owner; never `u32::MAX`.
     pub uid: Option<GuestUid>,
-    /// New group.
+    /// New group; never `u32::MAX`.
     pub gid: Option<GuestGid>,
     /// New size in bytes; fits an `i64`.
     pub size: Option<u64>,
@@ -136,12 +170,6 @@ pub struct SetAttr {
     pub kill_suidgid: bool,
 }
 
-impl Default for SetTime {
-    fn default() -> Self {
-        SetTime::Now
-    }
-}
-
 /// What an INIT request offers.
 #[derive(Clone, Copy, Debug)]
 pub struct Init {
@@ -151,8 +179,8 @@ pub struct Init {
     pub minor: u32,
     /// Largest read-ahead, in bytes.
     pub max_readahead: u32,
-    /// All 64 offered feature flags (`flags | flags2 << 32`; `flags2` only counts with `FUSE_INIT_EXT`).
-    pub flags: u64,
+    /// The offered feature flags that we know (`flags2` only counts with `FUSE_INIT_EXT`).
+    pub flags: InitFlags,
 }
 
 /// An open file lock request (GETLK, SETLK, SETLKW).
@@ -162,9 +190,10 @@ pub struct Lock {
     pub handle: HandleId,
     /// The guest's lock owner.
     pub owner: u64,
-    /// First byte.
+    /// First byte; fits an `i64`.
     pub start: u64,
-    /// Last byte, inclusive; `u64::MAX >> 1` (`OFFSET_MAX`) means to the end of the file.
+    /// Last byte, inclusive and not before `start`; `u64::MAX >> 1` (`OFFSET_MAX`) means to the end of the
+    /// file.
     pub end: u64,
     /// `F_RDLCK`, `F_WRLCK` or `F_UNLCK`.
     pub kind: u32,
@@ -190,7 +219,7 @@ pub struct Read {
     pub handle: HandleId,
     /// Byte offset; `offset + size` fits an `i64`.
     pub offset: u64,
-    /// Bytes wanted.
+    /// Bytes wanted, cut where the largest possible file ends.
     pub size: u32,
     /// The file's current `O_*` flags in the guest.
     pub flags: u32,
@@ -220,7 +249,7 @@ pub struct ReadDir {
     pub handle: HandleId,
     /// Opaque cookie of an earlier entry, or 0 for the start.
     pub offset: u64,
-    /// Largest reply payload in bytes.
+    /// Largest reply payload in bytes; at most [`MAX_DIR_REPLY`](super::decode::MAX_DIR_REPLY).
     pub size: u32,
 }
 
@@ -259,11 +288,11 @@ pub enum Operation<'a> {
     MkNod {
         /// The new name.
         name: FileName<'a>,
-        /// Type and permission bits.
+        /// Type (a file, FIFO, socket or device node; 0 is a file) and permission bits.
         mode: u32,
         /// Device number in the kernel's 32-bit coding, for device nodes.
         rdev: u32,
-        /// The process's umask (counts with `FUSE_DONT_MASK`).
+        /// The process's umask, at most 0777 (counts with `FUSE_DONT_MASK`).
         umask: u32,
         /// Groups and security context.
         ext: CreateExtensions<'a>,
@@ -272,7 +301,7 @@ pub enum Operation<'a> {
     MkDir {
         /// The new name.
         name: FileName<'a>,
-        /// Permission bits.
+        /// Permission bits (07777).
         mode: u32,
         /// The process's umask.
         umask: u32,
@@ -291,7 +320,7 @@ pub enum Operation<'a> {
         new_parent: NodeId,
         /// The new name.
         new_name: FileName<'a>,
-        /// `RENAME_NOREPLACE`, `RENAME_EXCHANGE`, `RENAME_WHITEOUT`; 0 for RENAME.
+        /// `RENAME_NOREPLACE`, `RENAME_EXCHANGE`, `RENAME_WHITEOUT` and no other; 0 for RENAME.
         flags: u32,
     },
     /// Makes a hard link in the context's node.
@@ -309,7 +338,7 @@ pub enum Operation<'a> {
         name: FileName<'a>,
         /// Open flags.
         open: Open,
-        /// Permission bits.
+        /// Permission bits (07777).
         mode: u32,
         /// The process's umask.
         umask: u32,
@@ -320,7 +349,7 @@ pub enum Operation<'a> {
     TmpFile {
         /// Open flags.
         open: Open,
-        /// Permission bits.
+        /// Permission bits (07777).
         mode: u32,
         /// The process's umask.
         umask: u32,
@@ -396,7 +425,7 @@ pub enum Operation<'a> {
         handle: HandleId,
         /// Where to start; fits an `i64`.
         offset: u64,
-        /// `SEEK_*`.
+        /// `SEEK_SET`, `SEEK_CUR`, `SEEK_END`, `SEEK_DATA` or `SEEK_HOLE`.
         whence: u32,
     },
     /// COPY_FILE_RANGE and COPY_FILE_RANGE_64 (which differ in the reply).
@@ -411,7 +440,8 @@ pub enum Operation<'a> {
         handle_out: HandleId,
         /// Destination offset.
         offset_out: u64,
-        /// Bytes.
+        /// Bytes, cut so that both ranges end within an `i64` and the count fits the reply: a `u32` unless
+        /// `wide`.
         length: u64,
         /// Flags; 0 today.
         flags: u64,
@@ -424,28 +454,29 @@ pub enum Operation<'a> {
     SetXattr {
         /// Its name, any bytes but not empty.
         name: &'a CStr,
-        /// Its value.
+        /// Its value; at most [`MAX_XATTR`](super::decode::MAX_XATTR) bytes.
         value: &'a [u8],
-        /// `XATTR_CREATE`, `XATTR_REPLACE`.
+        /// 0, `XATTR_CREATE` or `XATTR_REPLACE`, or both.
         flags: u32,
         /// `FUSE_SETXATTR_ACL_KILL_SGID`.
         acl_kill_sgid: bool,
     },
     /// Reads an extended attribute.
     GetXattr {
-        /// Its name.
+        /// Its name, any bytes but not empty.
         name: &'a CStr,
-        /// Room for the value; `None` asks for its size only.
+        /// Room for the value, cut to [`MAX_XATTR`](super::decode::MAX_XATTR); `None` asks for its size only.
         size: Option<NonZeroU32>,
     },
     /// Lists extended attributes.
     ListXattr {
-        /// Room for the names; `None` asks for their size only.
+        /// Room for the names, cut to [`MAX_XATTR`](super::decode::MAX_XATTR); `None` asks for their size
+        /// only.
         size: Option<NonZeroU32>,
     },
     /// Removes an extended attribute.
     RemoveXattr {
-        /// Its name.
+        /// Its name, any bytes but not empty.
         name: &'a CStr,
     },
     /// Tests for a lock.
@@ -465,18 +496,18 @@ pub enum Operation<'a> {
         flags: u32,
         /// The command.
         command: u32,
-        /// Input, at most `in_size` bytes of the request.
+        /// Input; at most [`MAX_IOCTL`](super::decode::MAX_IOCTL) bytes.
         input: &'a [u8],
-        /// Room for output.
+        /// Room for output; at most [`MAX_IOCTL`](super::decode::MAX_IOCTL).
         out_size: u32,
     },
     /// Extended attributes of a node (`statx`).
     Statx {
         /// An open handle, when the guest named one.
         handle: Option<HandleId>,
-        /// `AT_STATX_*` sync flags.
+        /// `AT_STATX_FORCE_SYNC` or `AT_STATX_DONT_SYNC`, or neither.
         flags: u32,
-        /// `STATX_*` wanted.
+        /// `STATX_*` wanted, without the reserved bit.
         mask: u32,
     },
     /// Starts the session.
@@ -497,11 +528,24 @@ pub enum Operation<'a> {
 
 /// The body of a BATCH_FORGET: pairs of node id and count, read on demand from the private copy.
 #[derive(Clone, Copy, Debug)]
-pub struct ForgetList<'a>(pub(super) &'a [super::wire::ForgetOne]);
+pub struct ForgetList<'a>(pub(super) &'a [u8]);
 
 impl ForgetList<'_> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len() / size_of::<ForgetOne>()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Node ids with the number of references given up for each.
     pub fn iter(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
-        self.0.iter().map(|one| (NodeId(one.nodeid), one.nlookup))
+        let records = self.0.chunks_exact(size_of::<ForgetOne>());
+        records
+            .filter_map(|bytes| ForgetOne::read_from_bytes(bytes).ok())
+            .map(|one| (NodeId(one.nodeid), one.nlookup))
     }
 }

@@ -104,7 +104,7 @@ fn run(options: &Options) -> Result<(), Failure> {
         Some(program) => program.clone(),
         None => {
             say("   Building virtiofsd …")?;
-            Daemon::program()?
+            Daemon::program()
         }
     };
 

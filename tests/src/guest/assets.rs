@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::GuestError;
+use crate::paths::{CACHE_VARIABLE, cache_dir};
 
 /// A guest kernel, by the series that Debian ships.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,7 @@ impl Assets {
     pub fn fetch() -> Result<Self, GuestError> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/fetch.sh");
         let output = Command::new(&script)
+            .env(CACHE_VARIABLE, cache_dir())
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output()

@@ -1,9 +1,10 @@
 //! A virtio-fs daemon of any make, started as its users start it.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::peers::Implementation;
 
 use super::{GuestError, Log, Process, TempDir};
 
@@ -11,8 +12,6 @@ use super::{GuestError, Log, Process, TempDir};
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at the table of sockets; the wait itself is for the daemon's end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
-/// The program of another daemon to test with, in place of ours.
-const PROGRAM_VARIABLE: &str = "VIRTIOFSD_TEST_DAEMON";
 
 /// A running daemon that listens on a socket of its own. Dropping it kills it.
 #[derive(Debug)]
@@ -22,40 +21,9 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// The daemon of this source tree, made by `cargo build` in the profile of the running program; or the
-    /// one that the environment variable `VIRTIOFSD_TEST_DAEMON` names.
-    ///
-    /// # Errors
-    /// When it cannot be built.
-    pub fn program() -> Result<PathBuf, GuestError> {
-        if let Some(path) = std::env::var_os(PROGRAM_VARIABLE) {
-            return Ok(path.into());
-        }
-        let exe = std::env::current_exe().map_err(GuestError::host("find the running program"))?;
-        // target/PROFILE/demo, or target/PROFILE/deps/guest-HASH
-        let release = exe.ancestors().skip(1).take(2).any(|dir| dir.ends_with("release"));
-        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "--locked", "--package", "virtiofsd", "--bin", "virtiofsd"]);
-        build.arg("--message-format=json-render-diagnostics");
-        if release {
-            build.arg("--release");
-        }
-        build
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit());
-        let output = build.output().map_err(GuestError::host("run cargo build for the daemon"))?;
-        let executable = String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-        match executable {
-            Some(path) if output.status.success() => Ok(path),
-            _ => Err(GuestError::host("build the daemon")(io::Error::other(format!(
-                "cargo build ended with {}; its messages are above",
-                output.status
-            )))),
-        }
+    /// The daemon under test: this source tree's, or the one that `VIRTIOFSD_TEST_DAEMON` names.
+    pub fn program() -> PathBuf {
+        Implementation::under_test().binary()
     }
 
     /// Starts `program --socket-path S --shared-dir SHARED OPTIONS…` and waits until it listens.

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::Output;
 
 /// Why a guest could not be booted or used.
-#[derive(Debug, Error)]
+#[derive(Error)]
 pub enum GuestError {
     /// The fetch script failed; it says why on standard error.
     #[error("{script} failed ({status}); its messages above say why")]
@@ -88,6 +88,14 @@ pub enum GuestError {
     /// An earlier time-out left the guest with a script that may still run.
     #[error("this guest timed out before and takes no more scripts")]
     Stuck,
+}
+
+/// As for people: a test that returns an error has it printed this way, and logs with `\n` in place of line
+/// ends are hard to read.
+impl fmt::Debug for GuestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl GuestError {

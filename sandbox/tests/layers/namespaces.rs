@@ -1,0 +1,74 @@
+use std::fs;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::unistd::getpid;
+use sandbox::id_maps::IdMaps;
+use sandbox::namespaces::Namespaces;
+use sandbox::process::SpawnError;
+
+use crate::harness::{
+    Case, RENDEZVOUS_FD, Rendezvous, Role, assert_no_children, cases, everything, expect_role, roles,
+    shifted, start_role,
+};
+
+pub const CASES: &[Case] = cases![
+    Root: exactly_the_listed_are_new, each_alone_is_new, they_confine;
+    Ordinary: exactly_the_listed_are_new, none_without_a_user_namespace, they_confine;
+];
+
+pub const ROLES: &[Role] = roles![sees_nothing_of_the_host];
+
+fn maps() -> IdMaps {
+    if nix::unistd::geteuid().is_root() { shifted() } else { IdMaps::own() }
+}
+
+/// Which namespaces of a child differ from ours.
+fn new_ones(namespaces: Namespaces) -> Vec<&'static str> {
+    let maps = namespaces.contains(Namespaces::USER).then(maps);
+    let (mut rendezvous, theirs) = Rendezvous::pair();
+    let child = start_role("idle", namespaces, maps, &[(theirs.as_fd(), RENDEZVOUS_FD)]).unwrap();
+    rendezvous.wait();
+    let of = |pid: &str, name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+    let pid = child.pid().to_string();
+    everything().proc_names().filter(|name| of(&pid, name) != of("self", name)).collect()
+}
+
+fn exactly_the_listed_are_new() {
+    for namespaces in [everything(), Namespaces::USER, Namespaces::USER | Namespaces::NET | Namespaces::PID] {
+        assert_eq!(new_ones(namespaces), namespaces.proc_names().collect::<Vec<_>>());
+    }
+}
+
+fn each_alone_is_new() {
+    assert_eq!(new_ones(Namespaces::empty()), [""; 0]);
+    for namespace in everything().iter() {
+        assert_eq!(new_ones(namespace), namespace.proc_names().collect::<Vec<_>>());
+    }
+}
+
+fn none_without_a_user_namespace() {
+    for namespace in everything().difference(Namespaces::USER).iter() {
+        let error = start_role("idle", namespace, None, &[]).unwrap_err();
+        assert!(matches!(error, SpawnError::Clone { errno: Errno::EPERM, .. }), "{error}");
+        assert!(error.to_string().contains(namespace.proc_names().next().unwrap()), "{error}");
+    }
+    assert_no_children();
+}
+
+fn they_confine() {
+    let before = nix::unistd::gethostname().unwrap();
+    expect_role("sees_nothing_of_the_host", everything(), Some(maps()), &[]);
+    assert_eq!(nix::unistd::gethostname().unwrap(), before);
+}
+
+fn sees_nothing_of_the_host() {
+    assert_eq!(getpid().as_raw(), 1);
+    // PID 1 of the host, and this process's parent, are not there to be signalled.
+    assert_eq!(nix::unistd::getppid().as_raw(), 0);
+    assert_eq!(nix::sys::signal::kill(nix::unistd::Pid::from_raw(2), None), Err(Errno::ESRCH));
+    let devices = fs::read_to_string("/proc/self/net/dev").unwrap();
+    let names: Vec<_> = devices.lines().skip(2).filter_map(|line| line.split(':').next()).collect();
+    assert!(names.iter().all(|name| name.trim() == "lo"), "{names:?}");
+    nix::unistd::sethostname("inside").unwrap();
+}

@@ -1,0 +1,83 @@
+//! From configuration to a worker that waits for its first message: everything that needs the host's privileges
+//! once.
+
+pub mod ids;
+pub mod lock_file;
+pub mod share;
+pub mod socket;
+pub mod worker;
+
+use caps::{CapSet, Capability};
+use nix::sys::resource::{Resource, getrlimit};
+use sandbox::capabilities::CapabilitySet;
+use sandbox::rlimits::{RlimitError, default_nofile, set_nofile};
+
+use super::BrokerError;
+use crate::config::{Config, SandboxMode};
+use crate::protocol::MAX_FDS;
+use crate::protocol::message::{Layer, LayerReport, LayerState};
+
+use super::mounts::MAX_MOUNTS;
+
+/// Fewest open files with which the broker can serve every request.
+const MIN_NOFILE: u64 = (2 * MAX_FDS + MAX_MOUNTS + 64) as u64;
+
+/// The capabilities that the broker started with.
+pub fn own_capabilities() -> CapabilitySet {
+    // Not being able to ask counts as having none: everything that needs one is then off, and logged.
+    let permitted = caps::read(None, CapSet::Effective).unwrap_or_default();
+    permitted.into_iter().collect()
+}
+
+/// Whether processes can be given any ids, and mounts be made.
+pub fn is_privileged(own: CapabilitySet) -> bool {
+    [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID]
+        .into_iter()
+        .all(|capability| own.contains(capability))
+}
+
+/// `--rlimit-nofile`: set here, since the worker inherits it and can't raise it.
+///
+/// # Errors
+/// When limits can't be read or set, or are too low for the broker.
+pub fn apply_nofile(config: &Config) -> Result<(), BrokerError> {
+    match config.rlimit_nofile {
+        Some(0) => {}
+        wanted => {
+            let wanted = wanted.map_or_else(default_nofile, Ok)?;
+            if let Some(warning) = set_nofile(wanted)?.warning {
+                log::warn!("{warning}");
+            }
+        }
+    }
+    let resource = Resource::RLIMIT_NOFILE;
+    let (soft, _) = getrlimit(resource).map_err(|errno| RlimitError::Get { resource, errno })?;
+    if soft < MIN_NOFILE {
+        log::warn!(
+            "the limit of open files is {soft}; below {MIN_NOFILE} large requests of the worker may fail"
+        );
+    }
+    Ok(())
+}
+
+/// Logs the layers that `--sandbox` leaves out, once, by name.
+pub fn report_sandbox(mode: SandboxMode) {
+    let reason = match mode {
+        SandboxMode::Namespace => return,
+        SandboxMode::Chroot => "--sandbox=chroot",
+        SandboxMode::None => "--sandbox=none",
+    };
+    let namespaces = [
+        Layer::UserNamespace,
+        Layer::MountNamespace,
+        Layer::PidNamespace,
+        Layer::NetworkNamespace,
+        Layer::IpcNamespace,
+        Layer::UtsNamespace,
+        Layer::CgroupNamespace,
+        Layer::ShiftedIds,
+    ];
+    for layer in namespaces {
+        log::warn!("{}", LayerReport::new(layer, LayerState::Missing, reason));
+    }
+}

@@ -1,0 +1,174 @@
+//! Where log lines go: stderr, or the local syslog socket in the form of RFC 3164, facility user.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use log::Level;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::clock;
+use crate::protocol::log_line::severity;
+
+/// Where syslogd and journald listen.
+pub const SYSLOG_SOCKET: &str = "/dev/log";
+
+/// How long one line may wait for an output that takes none, in milliseconds; while it goes on not taking any, the
+/// next lines wait no more.
+const MAX_WAIT_MS: u16 = 100;
+
+/// RFC 3164's facility "user-level messages".
+const FACILITY_USER: u8 = 1;
+
+/// The process that a line comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin {
+    /// This one.
+    Broker,
+    /// The confined one.
+    Worker,
+}
+
+/// An open destination.
+pub struct Output {
+    destination: Destination,
+    /// The last line could not be written.
+    stalled: AtomicBool,
+    /// Lines lost since the last that was written.
+    lost: AtomicU64,
+}
+
+enum Destination {
+    Stderr,
+    Syslog { socket: UnixDatagram, pid: u32, failed: AtomicBool },
+}
+
+impl Output {
+    /// Standard error.
+    pub fn stderr() -> Self {
+        Self::to(Destination::Stderr)
+    }
+
+    /// The local syslog. Connects now, since a confined broker can't.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn syslog() -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(SYSLOG_SOCKET)?;
+        // The C library reads the time zone now, while files can be opened.
+        clock::syslog_stamp();
+        Ok(Self::to(Destination::Syslog { socket, pid: std::process::id(), failed: AtomicBool::new(false) }))
+    }
+
+    fn to(destination: Destination) -> Self {
+        Self { destination, stalled: AtomicBool::new(false), lost: AtomicU64::new(0) }
+    }
+
+    /// Writes one line of text that has no control characters, or counts it as lost.
+    pub fn write(&self, level: Level, origin: Origin, text: &str) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 && !self.try_write(Level::Warn, Origin::Broker, &format!("{lost} log lines lost")) {
+            self.lost.fetch_add(lost + 1, Ordering::Relaxed);
+            return;
+        }
+        if !self.try_write(level, origin, text) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn try_write(&self, level: Level, origin: Origin, text: &str) -> bool {
+        if let Destination::Syslog { socket, pid, failed } = &self.destination
+            && !failed.load(Ordering::Relaxed)
+        {
+            let line = syslog_line(*pid, level, origin, text);
+            match self.when_writable(socket.as_fd(), || socket.send(line.as_bytes())) {
+                Written::Yes => return true,
+                Written::Full => return false,
+                // The syslog daemon went away, and there is no connecting again from here.
+                Written::Failed => failed.store(true, Ordering::Relaxed),
+            }
+        }
+        let line = stderr_line(level, origin, text);
+        let stderr = io::stderr();
+        let write = || nix::unistd::write(&stderr, line.as_bytes()).map_err(io::Error::from);
+        matches!(self.when_writable(stderr.as_fd(), write), Written::Yes)
+    }
+
+    /// Calls `write` once `fd` takes data, or not at all if it doesn't in good time.
+    fn when_writable(&self, fd: BorrowedFd<'_>, write: impl FnOnce() -> io::Result<usize>) -> Written {
+        let wait = if self.stalled.load(Ordering::Relaxed) { 0 } else { MAX_WAIT_MS };
+        let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
+        let ready = poll(&mut fds, PollTimeout::from(wait)).is_ok_and(|ready| ready > 0);
+        self.stalled.store(!ready, Ordering::Relaxed);
+        if !ready {
+            return Written::Full;
+        }
+        match write() {
+            Ok(_) => Written::Yes,
+            Err(_) => Written::Failed,
+        }
+    }
+}
+
+enum Written {
+    Yes,
+    Full,
+    Failed,
+}
+
+fn origin_prefix(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Broker => "",
+        Origin::Worker => "worker: ",
+    }
+}
+
+fn stderr_line(level: Level, origin: Origin, text: &str) -> String {
+    format!("[{} {level:<5} virtiofsd] {}{text}\n", clock::utc_stamp(), origin_prefix(origin))
+}
+
+fn syslog_line(pid: u32, level: Level, origin: Origin, text: &str) -> String {
+    let priority = FACILITY_USER * 8 + severity(level);
+    format!("<{priority}>{} virtiofsd[{pid}]: {}{text}", clock::syslog_stamp(), origin_prefix(origin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_have_their_documented_form() {
+        let line = stderr_line(Level::Info, Origin::Worker, "text");
+        assert!(line.starts_with("[2") && line.ends_with("Z INFO  virtiofsd] worker: text\n"), "{line}");
+        let line = syslog_line(42, Level::Error, Origin::Broker, "text");
+        assert!(line.starts_with("<11>") && line.ends_with(" virtiofsd[42]: text"), "{line}");
+    }
+
+    /// One end of a socket pair that nobody reads from.
+    #[test]
+    fn a_reader_that_stalls_costs_one_wait_and_is_told() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let failed = AtomicBool::new(false);
+        let output = Output::to(Destination::Syslog { socket: ours, pid: 1, failed });
+        let mut written = 0;
+        while output.lost.load(Ordering::Relaxed) < 5 {
+            output.write(Level::Info, Origin::Broker, "x");
+            written += 1;
+            assert!(written < 100_000, "a socket of this size never fills");
+        }
+        let mut buffer = [0; 4096];
+        while theirs.recv(&mut buffer).is_ok() {}
+        output.write(Level::Info, Origin::Broker, "after");
+        let mut next = || {
+            let len = theirs.recv(&mut buffer).unwrap();
+            String::from_utf8(buffer[..len].to_vec()).unwrap()
+        };
+        assert!(next().ends_with("5 log lines lost"));
+        assert!(next().ends_with("after"));
+        assert_eq!(output.lost.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,219 @@
+//! (6) The worker's side of the broker channel: one method per request.
+//!
+//! Only cold paths come here: a warm workload makes no request to the broker at all. Any thread may call; one
+//! exchange at a time is on the channel. Lock order: the client's lock is a leaf, nothing is taken under it.
+//!
+//! After a failure of the channel itself the replies can't be told apart any more, so every later call fails too;
+//! the broker ends the worker then anyway.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use thiserror::Error;
+
+use crate::protocol::bounded::List;
+use crate::protocol::channel::{Received, WorkerEnd};
+use crate::protocol::message::{LayerReport, MakeDevice, Start, TrustedXattr, XattrReply};
+use crate::protocol::{ChannelError, Errno, MAX_FDS, SealedHandle, ToBroker, ToWorker};
+
+/// Why the broker did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum BrokerClientError {
+    /// It tried, and the kernel refused: goes to the guest as it is.
+    #[error("{0}")]
+    Refused(Errno),
+    /// The channel failed.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The broker has closed the channel.
+    #[error("the broker has gone")]
+    Gone,
+    /// The channel failed before.
+    #[error("the broker channel is broken since an earlier failure")]
+    Broken,
+    /// The reply is none to this request.
+    #[error("the broker's reply does not belong to the request")]
+    WrongReply,
+    /// More of something than a message takes; nothing was sent.
+    #[error("the request has more than the protocol allows: {0}")]
+    TooMuch(&'static str),
+}
+
+impl BrokerClientError {
+    /// The errno for the guest: the kernel's own, else `EIO`.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Refused(errno) => *errno,
+            _ => Errno::EIO,
+        }
+    }
+}
+
+impl From<BrokerClientError> for io::Error {
+    fn from(error: BrokerClientError) -> Self {
+        error.errno().into()
+    }
+}
+
+/// The fds that come with [`Start`].
+#[derive(Debug)]
+pub struct StartFds {
+    /// The root of the share (`O_PATH`).
+    pub share: OwnedFd,
+    /// The listening vhost-user socket.
+    pub listener: OwnedFd,
+    /// The worker's own `/proc/self/fd`: opens what `O_PATH` fds only name.
+    pub fd_directory: OwnedFd,
+}
+
+/// The channel to the broker.
+#[derive(Debug)]
+pub struct BrokerClient {
+    channel: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    end: WorkerEnd,
+    broken: bool,
+}
+
+impl BrokerClient {
+    /// Takes the worker's end of the channel and waits for the broker's first message.
+    ///
+    /// # Errors
+    /// When the channel is not one, or something else than [`ToWorker::Start`] with its three fds comes.
+    pub fn start(socket: OwnedFd) -> Result<(Self, Box<Start>, StartFds), BrokerClientError> {
+        let mut end = WorkerEnd::for_worker(socket);
+        let (message, fds) = receive(&mut end)?;
+        let ToWorker::Start(start) = message else { return Err(BrokerClientError::WrongReply) };
+        let [share, listener, fd_directory] =
+            <[OwnedFd; 3]>::try_from(fds).map_err(|_| BrokerClientError::WrongReply)?;
+        let client = Self { channel: Mutex::new(State { end, broken: false }) };
+        Ok((client, start, StartFds { share, listener, fd_directory }))
+    }
+
+    /// Tells the broker that confinement is complete, and which layers are less than asked for.
+    ///
+    /// # Errors
+    /// When the channel fails, or there are more reports than [`crate::protocol::message::MAX_REPORTS`].
+    pub fn confined(&self, reports: Vec<LayerReport>) -> Result<(), BrokerClientError> {
+        let reports = List::new(reports).map_err(|_| BrokerClientError::TooMuch("layer reports"))?;
+        self.tell(&ToBroker::Confined(reports))
+    }
+
+    /// Tells the broker that the front end has connected.
+    ///
+    /// # Errors
+    /// When the channel fails.
+    pub fn attached(&self) -> Result<(), BrokerClientError> {
+        self.tell(&ToBroker::Attached)
+    }
+
+    /// Seals the files of 1–253 `O_PATH` fds; one result each, in their order. `EXDEV`: on a mount that the
+    /// broker does not know (pass the mount's root directory once to teach it); `EOPNOTSUPP`: the file system has
+    /// no handles.
+    ///
+    /// # Errors
+    /// When the channel fails, or the number of fds is not within limits.
+    pub fn seal(
+        &self,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Vec<Result<SealedHandle, Errno>>, BrokerClientError> {
+        if fds.is_empty() || fds.len() > MAX_FDS {
+            return Err(BrokerClientError::TooMuch("file descriptors"));
+        }
+        match self.ask(&ToBroker::Seal, fds)? {
+            (ToWorker::Sealed(results), _) if results.as_slice().len() == fds.len() => Ok(results.into_vec()),
+            _ => self.wrong_reply(),
+        }
+    }
+
+    /// Opens a sealed file again, as an `O_PATH` fd on the mount that it was sealed on.
+    ///
+    /// # Errors
+    /// [`BrokerClientError::Refused`] with `ESTALE` when the file is gone; when the channel fails.
+    pub fn reopen(&self, sealed: &SealedHandle) -> Result<OwnedFd, BrokerClientError> {
+        let (reply, mut fds) = self.ask(&ToBroker::Reopen(sealed.clone()), &[])?;
+        match (reply, fds.pop(), fds.pop()) {
+            (ToWorker::Reopened(Ok(())), Some(fd), None) => Ok(fd),
+            (ToWorker::Reopened(Err(errno)), None, None) => Err(BrokerClientError::Refused(errno)),
+            _ => self.wrong_reply(),
+        }
+    }
+
+    /// Makes a device node in `directory` (an `O_PATH` fd).
+    ///
+    /// # Errors
+    /// [`BrokerClientError::Refused`] with `mknodat`'s errno; when the channel fails.
+    pub fn make_device(
+        &self,
+        directory: BorrowedFd<'_>,
+        device: MakeDevice,
+    ) -> Result<(), BrokerClientError> {
+        match self.ask(&ToBroker::MakeDevice(device), &[directory])? {
+            (ToWorker::DeviceMade(result), _) => result.map_err(BrokerClientError::Refused),
+            _ => self.wrong_reply(),
+        }
+    }
+
+    /// Acts on a `trusted.*` attribute of `file` (any fd of it, also `O_PATH`).
+    ///
+    /// # Errors
+    /// [`BrokerClientError::Refused`] with the system call's errno; when the channel fails.
+    pub fn trusted_xattr(
+        &self,
+        file: BorrowedFd<'_>,
+        request: TrustedXattr,
+    ) -> Result<XattrReply, BrokerClientError> {
+        match self.ask(&ToBroker::TrustedXattr(request), &[file])? {
+            (ToWorker::TrustedXattr(result), _) => result.map_err(BrokerClientError::Refused),
+            _ => self.wrong_reply(),
+        }
+    }
+
+    /// Sends a request that has no reply.
+    fn tell(&self, request: &ToBroker) -> Result<(), BrokerClientError> {
+        self.with_channel(|end| Ok(end.send(request, &[])?))
+    }
+
+    /// Sends a request and waits for the reply.
+    fn ask(
+        &self,
+        request: &ToBroker,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(ToWorker, Vec<OwnedFd>), BrokerClientError> {
+        self.with_channel(|end| {
+            end.send(request, fds)?;
+            receive(end)
+        })
+    }
+
+    /// Runs one exchange; whatever leaves it half done, an error or a panic, breaks the channel for good.
+    fn with_channel<T>(
+        &self,
+        exchange: impl FnOnce(&mut WorkerEnd) -> Result<T, BrokerClientError>,
+    ) -> Result<T, BrokerClientError> {
+        let mut state = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.broken {
+            return Err(BrokerClientError::Broken);
+        }
+        state.broken = true;
+        let result = exchange(&mut state.end)?;
+        state.broken = false;
+        Ok(result)
+    }
+
+    fn wrong_reply<T>(&self) -> Result<T, BrokerClientError> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner).broken = true;
+        Err(BrokerClientError::WrongReply)
+    }
+}
+
+fn receive(end: &mut WorkerEnd) -> Result<(ToWorker, Vec<OwnedFd>), BrokerClientError> {
+    match end.receive()? {
+        Received::Message(message, fds) => Ok((message, fds)),
+        Received::Nothing | Received::End => Err(BrokerClientError::Gone),
+    }
+}

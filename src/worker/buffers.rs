@@ -1,0 +1,310 @@
+//! (2) The request and reply buffers of a descriptor chain: bounded readers and writers over guest memory.
+//!
+//! Guest memory changes while we look at it. So a chain's descriptors are read once, into a list of pieces of
+//! mapped memory; the message is copied once, into memory of our own, before anything in it is believed; and
+//! file data is only ever passed by address to the kernel. All lists are kept between requests, so that the
+//! hot path doesn't allocate.
+//!
+//! Invariant: no reference to guest memory is ever made, only raw pointers. They stay valid for as long as the
+//! snapshot of the memory map that they were made from, which [`Buffers`] borrows.
+
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use nix::errno::Errno;
+use virtio_queue::DescriptorChain;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// A chain may have at most this many pieces: what the largest indirect table can hold.
+const MAX_PIECES: usize = 65_536;
+
+/// Why a chain can't be used at all. The virtqueue that it came from is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// A link leads nowhere, in circles, or to a table that can't be one; or the chain is longer than 2^32.
+    #[error("the descriptor chain is cut short: a bad index, table or length, or a loop")]
+    Cut,
+    /// A descriptor's buffer is not in guest memory.
+    #[error("a descriptor's buffer of {length} bytes at guest address {address:#x} is outside guest memory")]
+    OutsideMemory {
+        /// Guest-physical address.
+        address: u64,
+        /// Bytes.
+        length: u32,
+    },
+    /// A buffer to read behind one to write (virtio 1.3, 2.7.4.2).
+    #[error("a device-readable descriptor follows a device-writable one")]
+    WrongOrder,
+    /// More than [`MAX_PIECES`].
+    #[error("the descriptor chain has too many pieces")]
+    TooManyPieces,
+}
+
+/// The lists of one queue thread, kept between requests.
+#[derive(Default)]
+pub struct Scratch {
+    readable: Vec<libc::iovec>,
+    writable: Vec<libc::iovec>,
+    /// Where `writable` is, for the dirty log.
+    written: Vec<(GuestAddress, usize)>,
+    /// The part of a list that one system call gets.
+    window: Vec<libc::iovec>,
+}
+
+/// The buffers of one request.
+pub struct Buffers<'a, B: Bitmap + 'static> {
+    memory: &'a GuestMemoryMmap<B>,
+    scratch: &'a mut Scratch,
+    readable_len: usize,
+    writable_len: usize,
+}
+
+impl Scratch {
+    /// Collects the buffers of a chain.
+    ///
+    /// # Errors
+    /// [`ChainError`]; the chain can't be answered then.
+    pub fn load<'a, B: Bitmap + 'static, M>(
+        &'a mut self,
+        memory: &'a GuestMemoryMmap<B>,
+        chain: DescriptorChain<M>,
+    ) -> Result<Buffers<'a, B>, ChainError>
+    where
+        M: Deref,
+        M::Target: GuestMemory,
+    {
+        self.readable.clear();
+        self.writable.clear();
+        self.written.clear();
+        let (mut readable_len, mut writable_len) = (0usize, 0usize);
+        let mut complete = false;
+        for descriptor in chain {
+            let (address, length) = (descriptor.addr(), descriptor.len());
+            let outside = ChainError::OutsideMemory { address: address.raw_value(), length };
+            if descriptor.is_write_only() {
+                pieces(memory, address, length, |at, piece| {
+                    self.written.push((at, piece.iov_len));
+                    self.writable.push(piece);
+                })
+                .ok_or(outside)?;
+                writable_len += length as usize;
+            } else if self.writable.is_empty() {
+                pieces(memory, address, length, |_, piece| self.readable.push(piece)).ok_or(outside)?;
+                readable_len += length as usize;
+            } else {
+                return Err(ChainError::WrongOrder);
+            }
+            if self.readable.len() + self.writable.len() > MAX_PIECES {
+                return Err(ChainError::TooManyPieces);
+            }
+            complete = !descriptor.has_next();
+        }
+        // The iterator ends without a word where a link is broken; an unbroken chain ends with a descriptor
+        // that has no next one.
+        if complete {
+            Ok(Buffers { memory, scratch: self, readable_len, writable_len })
+        } else {
+            Err(ChainError::Cut)
+        }
+    }
+}
+
+/// Calls `each` for every piece of mapped memory behind a guest buffer; `None` when part of it isn't there.
+fn pieces<B: Bitmap + 'static>(
+    memory: &GuestMemoryMmap<B>,
+    mut address: GuestAddress,
+    length: u32,
+    mut each: impl FnMut(GuestAddress, libc::iovec),
+) -> Option<()> {
+    let mut left = length as usize;
+    while left > 0 {
+        let (region, offset) = memory.to_region_addr(address)?;
+        let there = usize::try_from(region.len().checked_sub(offset.raw_value())?).ok()?;
+        let piece = left.min(there);
+        let host = region.get_host_address(offset).ok()?;
+        each(address, libc::iovec { iov_base: host.cast(), iov_len: piece });
+        left -= piece;
+        if left > 0 {
+            address = address.checked_add(piece as u64)?;
+        }
+    }
+    Some(())
+}
+
+impl<B: Bitmap + 'static> Buffers<'_, B> {
+    /// Bytes that the guest sent.
+    pub fn readable_len(&self) -> usize {
+        self.readable_len
+    }
+
+    /// Room that the guest gave for the reply.
+    pub fn writable_len(&self) -> usize {
+        self.writable_len
+    }
+
+    /// Copies bytes `from..from + buf.len()` of the message out of guest memory; `false` when it is shorter.
+    pub fn copy_in(&self, from: usize, buf: &mut [u8]) -> bool {
+        if from.checked_add(buf.len()).is_none_or(|end| end > self.readable_len) {
+            return false;
+        }
+        let mut skip = from;
+        let mut rest = buf;
+        for piece in &self.scratch.readable {
+            if rest.is_empty() {
+                break;
+            }
+            if skip >= piece.iov_len {
+                skip -= piece.iov_len;
+                continue;
+            }
+            let n = rest.len().min(piece.iov_len - skip);
+            let (now, later) = rest.split_at_mut(n);
+            // SAFETY: `skip + n` is within the piece, which is mapped memory; `now` is `n` bytes of our own.
+            unsafe {
+                std::ptr::copy_nonoverlapping(piece.iov_base.cast::<u8>().add(skip), now.as_mut_ptr(), n);
+            }
+            rest = later;
+            skip = 0;
+        }
+        rest.is_empty()
+    }
+
+    /// Copies bytes to guest memory from `from` on; bytes that there was room for.
+    pub fn copy_out(&self, from: usize, bytes: &[u8]) -> usize {
+        let mut skip = from;
+        let mut rest = bytes;
+        for piece in &self.scratch.writable {
+            if rest.is_empty() {
+                break;
+            }
+            if skip >= piece.iov_len {
+                skip -= piece.iov_len;
+                continue;
+            }
+            let n = rest.len().min(piece.iov_len - skip);
+            let (now, later) = rest.split_at(n);
+            // SAFETY: `skip + n` is within the piece, which is mapped memory; `now` is `n` bytes of our own.
+            unsafe {
+                std::ptr::copy_nonoverlapping(now.as_ptr(), piece.iov_base.cast::<u8>().add(skip), n);
+            }
+            rest = later;
+            skip = 0;
+        }
+        bytes.len() - rest.len()
+    }
+
+    /// The message from byte `from` on, as file data.
+    pub fn data(&mut self, from: usize) -> GuestData<'_> {
+        let Scratch { readable, window, .. } = &mut *self.scratch;
+        GuestData(Pieces { all: readable, skip: from, window, guest: PhantomData })
+    }
+
+    /// The reply from byte `from` on, as room for file data.
+    pub fn room(&mut self, from: usize) -> GuestRoom<'_> {
+        let Scratch { writable, window, .. } = &mut *self.scratch;
+        GuestRoom(Pieces { all: writable, skip: from, window, guest: PhantomData })
+    }
+
+    /// Marks the first `length` bytes of the reply in the dirty log.
+    pub fn mark_dirty(&self, length: usize) {
+        let mut left = length;
+        for (address, size) in &self.scratch.written {
+            let n = left.min(*size);
+            if n == 0 {
+                break;
+            }
+            if let Some((region, offset)) = self.memory.to_region_addr(*address) {
+                region.bitmap().mark_dirty(offset.raw_value() as usize, n);
+            }
+            left -= n;
+        }
+    }
+}
+
+/// File data in guest memory, to be read by the kernel.
+pub struct GuestData<'a>(Pieces<'a>);
+
+/// Room for file data in guest memory, to be written by the kernel.
+pub struct GuestRoom<'a>(Pieces<'a>);
+
+struct Pieces<'a> {
+    all: &'a [libc::iovec],
+    skip: usize,
+    window: &'a mut Vec<libc::iovec>,
+    guest: PhantomData<&'a ()>,
+}
+
+impl GuestData<'_> {
+    /// Passes up to `length` bytes to `write`, in as many calls as the kernel's limit on pieces needs, until it
+    /// takes less than it got. `write` gets the pieces and the bytes done before. Bytes taken.
+    ///
+    /// # Errors
+    /// What the first `write` says.
+    pub fn drain(
+        &mut self,
+        length: usize,
+        write: impl FnMut(&[libc::iovec], usize) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
+        self.0.run(length, write)
+    }
+}
+
+impl GuestRoom<'_> {
+    /// Lets `read` fill up to `length` bytes; otherwise as [`GuestData::drain`].
+    ///
+    /// # Errors
+    /// What the first `read` says.
+    pub fn fill(
+        &mut self,
+        length: usize,
+        read: impl FnMut(&[libc::iovec], usize) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
+        self.0.run(length, read)
+    }
+}
+
+impl Pieces<'_> {
+    fn run(
+        &mut self,
+        length: usize,
+        mut call: impl FnMut(&[libc::iovec], usize) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
+        self.select(length);
+        let mut done = 0;
+        for pieces in self.window.chunks(libc::UIO_MAXIOV as usize) {
+            let wanted: usize = pieces.iter().map(|piece| piece.iov_len).sum();
+            let n = match call(pieces, done) {
+                Ok(n) => n.min(wanted),
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            };
+            done += n;
+            if n < wanted {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Puts the pieces of the wanted part into the window, the first and the last cut to size.
+    fn select(&mut self, length: usize) {
+        self.window.clear();
+        let (mut skip, mut left) = (self.skip, length);
+        for piece in self.all {
+            if left == 0 {
+                break;
+            }
+            if skip >= piece.iov_len {
+                skip -= piece.iov_len;
+                continue;
+            }
+            let n = left.min(piece.iov_len - skip);
+            // SAFETY: `skip` is below the piece's length.
+            let base = unsafe { piece.iov_base.cast::<u8>().add(skip) };
+            self.window.push(libc::iovec { iov_base: base.cast(), iov_len: n });
+            left -= n;
+            skip = 0;
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The vhost-user back end of a virtio-fs device (virtio 1.3, section 5.11): features, config space, and which
+//! thread serves which queue. What is in the queues is `queue`'s business.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vhost_user_backend::{VhostUserBackend, VringMutex};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+
+use super::fs::FileSystem;
+use super::queue::Queue;
+use crate::config::DeviceConfig;
+
+/// Guest memory with a dirty log.
+pub type Memory = GuestMemoryMmap<BitmapMmapRegion>;
+/// Guest memory whose layout the front end may change at any time.
+pub type AtomicMemory = GuestMemoryAtomic<Memory>;
+/// One virtqueue as vhost-user-backend keeps it.
+pub type Vring = VringMutex<AtomicMemory>;
+
+/// The largest virtqueue, in descriptors (virtio 1.3, 2.7: the most that a split virtqueue can have).
+const MAX_QUEUE_SIZE: usize = 32_768;
+
+/// Bytes of the tag in the config space (`struct virtio_fs_config`).
+const TAG_LEN: usize = 36;
+
+/// One virtio-fs device.
+pub struct Device {
+    fs: Arc<FileSystem>,
+    config: DeviceConfig,
+    memory: AtomicMemory,
+    /// One a virtqueue: the high-priority queue, then the request queues. A queue's thread holds its lock while
+    /// it works on requests.
+    queues: Box<[Mutex<Queue>]>,
+    /// Written pages go to the dirty log (`VHOST_F_LOG_ALL`).
+    logging: Arc<AtomicBool>,
+}
+
+impl Device {
+    /// A device over a file system.
+    pub fn new(fs: Arc<FileSystem>, config: DeviceConfig, memory: AtomicMemory) -> Self {
+        let logging = Arc::new(AtomicBool::new(false));
+        let queues = (0..=config.num_request_queues)
+            .map(|index| Mutex::new(Queue::new(index, Arc::clone(&fs), Arc::clone(&logging), config.poll_us)))
+            .collect();
+        Device { fs, config, memory, queues, logging }
+    }
+
+    fn queue(&self, index: usize) -> Option<MutexGuard<'_, Queue>> {
+        Some(self.queues.get(index)?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// `struct virtio_fs_config`: the tag, padded with zeros, and the number of request queues.
+    fn config_space(&self) -> Vec<u8> {
+        let mut space = self.config.tag.clone().unwrap_or_default().into_bytes();
+        space.resize(TAG_LEN, 0);
+        space.extend_from_slice(&u32::from(self.config.num_request_queues).to_le_bytes());
+        space
+    }
+}
+
+impl VhostUserBackend for Device {
+    type Bitmap = BitmapMmapRegion;
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        MAX_QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+            | VhostUserVirtioFeatures::LOG_ALL.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.logging.store(features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0, Ordering::Release);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let mut features = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::BACKEND_SEND_FD
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        if self.config.tag.is_some() {
+            features |= VhostUserProtocolFeatures::CONFIG;
+        }
+        features
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The virtqueues know it themselves.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let (from, size) = (offset as usize, size as usize);
+        let space = self.config_space();
+        from.checked_add(size).and_then(|to| space.get(from..to)).map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    fn update_memory(&self, _memory: AtomicMemory) -> io::Result<()> {
+        // The queues share the atomic memory and take a snapshot for each batch.
+        Ok(())
+    }
+
+    fn reset_device(&self) {
+        for queue in &self.queues {
+            queue.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        }
+        if let Err(e) = self.fs.end_session() {
+            log::error!("device reset: cannot go back to the root of the share: {e}");
+        }
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        // A bit mask has room for 64 virtqueues, which is why there are at most 63 request queues.
+        (0..self.queues.len()).map(|index| 1u64.checked_shl(index as u32).unwrap_or(0)).collect()
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
+    }
+
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        // The queue is no longer ready: once its thread lets go of the lock, nothing is in flight.
+        if let Some(mut queue) = self.queue(index as usize) {
+            queue.reset();
+        }
+        Ok(())
+    }
+
+    fn handle_event(&self, event: u16, events: EventSet, vrings: &[Vring], thread: usize) -> io::Result<()> {
+        // One queue a thread: its number is the thread's, and it is the first of the thread's vrings.
+        if event != 0 || !events.contains(EventSet::IN) {
+            return Ok(());
+        }
+        if let (Some(mut queue), Some(vring)) = (self.queue(thread), vrings.first()) {
+            queue.run(vring, &self.memory);
+        }
+        Ok(())
+    }
+}

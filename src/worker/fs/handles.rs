@@ -1,0 +1,81 @@
+//! Open files and directories by handle id.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+
+use super::directory::DirStream;
+use super::inodes::Inode;
+use super::slots::{Id, Slots};
+use super::sys::Result;
+use crate::worker::fuse::operation::{HandleId, NodeId};
+
+/// An open file or directory.
+pub struct Handle {
+    /// What it is open on; the handle keeps the inode, whatever the guest forgets.
+    pub inode: Arc<Inode>,
+    /// The guest's open flags, as it sent them.
+    pub flags: u32,
+    file: OwnedFd,
+    generation: u32,
+    /// The position in the directory, and what was read ahead of it.
+    pub directory: Mutex<DirStream>,
+}
+
+impl Handle {
+    /// The open file.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// All open handles.
+pub struct Handles(Slots<Handle>);
+
+impl Handles {
+    /// A table with nothing in it.
+    pub fn new() -> Self {
+        // 0 is left out: some clients take it for "no handle".
+        Handles(Slots::new(1))
+    }
+
+    /// Adds an open file.
+    pub fn insert(&self, inode: Arc<Inode>, flags: u32, file: OwnedFd) -> HandleId {
+        let Id { id, generation } = self.0.reserve();
+        let directory = Mutex::new(DirStream::default());
+        self.0.set(id, Arc::new(Handle { inode, flags, file, generation, directory }));
+        HandleId(id)
+    }
+
+    /// The handle, if it is open and belongs to the node.
+    ///
+    /// # Errors
+    /// EBADF
+    pub fn get(&self, id: HandleId, node: NodeId) -> Result<Arc<Handle>> {
+        let handle = self.0.get(id.0).ok_or(Errno::EBADF)?;
+        if handle.inode.id == node { Ok(handle) } else { Err(Errno::EBADF) }
+    }
+
+    /// Closes a handle; requests under way keep the file open until they end.
+    ///
+    /// # Errors
+    /// EBADF
+    pub fn remove(&self, id: HandleId, node: NodeId) -> Result<Arc<Handle>> {
+        self.get(id, node)?;
+        let handle = self.0.remove(id.0).ok_or(Errno::EBADF)?;
+        self.0.release(Id { id: id.0, generation: handle.generation });
+        Ok(handle)
+    }
+
+    /// Closes all handles.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+}
+
+impl Default for Handles {
+    fn default() -> Self {
+        Self::new()
+    }
+}

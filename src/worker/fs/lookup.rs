@@ -1,0 +1,131 @@
+//! LOOKUP, FORGET: from names to nodes and back.
+//!
+//! A warm lookup is one system call: `statx` by name gives an identity, and an inode of that identity which is
+//! already known is held open, so its number can't have been reused. Only an unknown one is opened.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::inodes::{Found, Identity, Inode};
+use super::sys::{self, Result};
+use super::{Attr, Entry, FileSystem, Thread};
+use crate::worker::fuse::operation::{ForgetList, LookupName, NodeId};
+
+impl FileSystem {
+    /// LOOKUP. The guest gets a reference to the node.
+    pub fn lookup(&self, thread: &mut Thread, parent: NodeId, name: LookupName<'_>) -> Result<Entry> {
+        let parent = self.dir_inode(parent)?;
+        thread.become_root();
+        match name {
+            LookupName::Name(name) => self.lookup_in(&parent, name.as_cstr()),
+            LookupName::Current => {
+                let st = sys::statx_fd(self.fd(&parent)?.as_fd())?;
+                let fd = self.fd(&parent)?.as_fd().try_clone_to_owned().map_err(|_| Errno::last())?;
+                Ok(self.entry(self.adopt(&st, fd)?, st, &parent.identity))
+            }
+            LookupName::Parent => self.lookup_parent(&parent),
+        }
+    }
+
+    /// The parent directory, for the guest's export support. The share's root is its own parent.
+    fn lookup_parent(&self, child: &Inode) -> Result<Entry> {
+        let name = if child.id == NodeId::ROOT { c"." } else { c".." };
+        if child.id != NodeId::ROOT && !self.resources.share_is_mount_root {
+            // Without a mount of our own, a directory that someone moved out of the share would lead out.
+            return Err(Errno::ESTALE);
+        }
+        let fd = self.open_path(child, name, libc::O_DIRECTORY)?;
+        let st = sys::statx_fd(super::borrow(&fd))?;
+        let identity = Identity::of(&st);
+        Ok(self.entry(self.adopt(&st, fd)?, st, &identity))
+    }
+
+    /// Looks up a name, which must be a single component, and takes a reference for the guest.
+    pub(super) fn lookup_in(&self, parent: &Inode, name: &CStr) -> Result<Entry> {
+        let st = sys::statx_at(self.fd(parent)?.as_fd(), name)?;
+        if let Some(inode) = self.inodes.find_hot(&Identity::of(&st)) {
+            return Ok(self.entry(inode, st, &parent.identity));
+        }
+        self.lookup_new(parent, name)
+    }
+
+    /// Looks up a name that is probably not known yet: open first, then ask what was opened.
+    pub(super) fn lookup_new(&self, parent: &Inode, name: &CStr) -> Result<Entry> {
+        let fd = self.open_path(parent, name, libc::O_NOFOLLOW)?;
+        let st = sys::statx_fd(super::borrow(&fd))?;
+        Ok(self.entry(self.adopt(&st, fd)?, st, &parent.identity))
+    }
+
+    /// An `O_PATH` fd of a name in a directory.
+    pub(super) fn open_path(&self, parent: &Inode, name: &CStr, flags: i32) -> Result<OwnedFd> {
+        let parent = self.fd(parent)?;
+        self.keeper.with_room(&self.inodes, || sys::openat(parent.as_fd(), name, libc::O_PATH | flags, 0))
+    }
+
+    /// The inode behind a fresh `O_PATH` fd, with a reference for the guest.
+    pub(super) fn adopt(&self, st: &libc::statx, fd: OwnedFd) -> Result<Arc<Inode>> {
+        let identity = Identity::of(st);
+        let kind = u32::from(st.stx_mode) & libc::S_IFMT;
+        if st.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0 {
+            self.keeper.reached_mount(fd.as_fd())?;
+        }
+        let mut fd = Some(fd);
+        loop {
+            match self.inodes.find_or_insert(identity, kind, &mut fd) {
+                Found::New(inode) => {
+                    self.keeper.heated(&self.inodes);
+                    return Ok(inode);
+                }
+                Found::Known(inode) => return Ok(inode),
+                Found::Cold(inode) => {
+                    let fd = fd.as_ref().ok_or(Errno::EIO)?;
+                    if !self.keeper.meet(&self.inodes, &inode, fd.as_fd())? {
+                        self.inodes.disown(&inode);
+                    }
+                }
+                Found::NoFd => return Err(Errno::EIO),
+            }
+        }
+    }
+
+    /// The answer for an inode that the guest has just got a reference to.
+    pub(super) fn entry(&self, inode: Arc<Inode>, st: libc::statx, parent: &Identity) -> Entry {
+        Entry {
+            node: inode.id,
+            generation: u64::from(inode.generation),
+            attr: self.attr(&inode, st, parent),
+            valid: self.validity(),
+        }
+    }
+
+    /// Attributes as the guest is to see them; `parent` tells where a submount begins.
+    fn attr(&self, inode: &Inode, st: libc::statx, parent: &Identity) -> Attr {
+        let submount =
+            self.session.announces_submounts() && inode.is_dir() && !inode.identity.same_volume(parent);
+        self.plain_attr(st, submount)
+    }
+
+    /// Attributes as the guest is to see them.
+    pub(super) fn plain_attr(&self, mut st: libc::statx, submount: bool) -> Attr {
+        st.stx_uid = self.uids.host_to_guest(st.stx_uid);
+        st.stx_gid = self.gids.host_to_guest(st.stx_gid);
+        Attr { st, submount, valid: self.validity() }
+    }
+
+    /// FORGET.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        if let Some(inode) = self.inodes.forget(node, count) {
+            self.keeper.gone(&inode);
+        }
+    }
+
+    /// BATCH_FORGET.
+    pub fn batch_forget(&self, list: ForgetList<'_>) {
+        for (node, count) in list.iter() {
+            self.forget(node, count);
+        }
+    }
+}

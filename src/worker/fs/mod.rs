@@ -1,0 +1,219 @@
+//! (5) The passthrough file system: what each operation does on the host.
+//!
+//! One file per family of operations; this file has what they share. Operations take ids and names that are
+//! already checked and return typed answers; they know nothing of virtqueues or of the layout of replies.
+//!
+//! - Authority is an fd: no path longer than one component is ever passed to the kernel, and never one that
+//!   follows a symbolic link of the share.
+//! - Hot path: an id to an inode is one striped read lock; there is no lock that all threads share, and no
+//!   allocation.
+//! - A queue thread brings its own [`Thread`]: credentials kept from the last request, and a copy of what the
+//!   session negotiated.
+
+mod attr;
+mod create;
+mod credentials;
+mod directory;
+mod handles;
+mod inodes;
+mod io;
+mod link;
+mod lookup;
+mod open;
+mod readdir;
+mod residence;
+mod session;
+mod slots;
+mod sync;
+mod sys;
+mod xattr;
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use sandbox::credentials::Baseline;
+
+pub use credentials::Thread;
+pub use directory::RawEntry;
+pub use open::Opened;
+pub use readdir::DirSink;
+
+use crate::config::id_translation::IdTranslator;
+use crate::config::xattrmap::XattrMap;
+use crate::config::{CachePolicy, FsConfig};
+use crate::worker::broker_client::BrokerClient;
+use crate::worker::fuse::negotiate::Service;
+use crate::worker::fuse::operation::{Context, NodeId};
+use handles::Handles;
+use inodes::{Inode, Inodes};
+use residence::{InodeFd, Keeper};
+use session::Session;
+use sys::Result;
+
+/// Once, before there are threads: makes the fd directory the working directory, which is how attributes of
+/// special files are reached, and leaves every mode as the guest says it.
+///
+/// # Errors
+/// What `fchdir` says.
+pub fn prepare_process(fd_directory: BorrowedFd<'_>) -> Result<()> {
+    sys::set_umask(0);
+    sys::enter_fd_directory(fd_directory)
+}
+
+/// A day: how long `--cache=always` and `metadata` let the guest trust what it has.
+const A_DAY: Duration = Duration::from_secs(86_400);
+
+/// The attributes of an inode, with ids as the guest is to see them.
+#[derive(Clone, Copy, Debug)]
+pub struct Attr {
+    /// What `statx` said, ids translated.
+    pub st: libc::statx,
+    /// Another file system begins here, and the guest is to know.
+    pub submount: bool,
+    /// How long the guest may trust it.
+    pub valid: Duration,
+}
+
+/// The answer to a lookup: the guest now holds a reference to the node.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The node.
+    pub node: NodeId,
+    /// Tells apart two uses of the same node id.
+    pub generation: u64,
+    /// Its attributes.
+    pub attr: Attr,
+    /// How long the guest may trust that the name leads to this node.
+    pub valid: Duration,
+}
+
+/// What the passthrough needs from its process.
+pub struct Resources {
+    /// The root of the share: an `O_PATH` or directory fd.
+    pub share: OwnedFd,
+    /// Is that root also the root of a mount of its own, so that `..` can't lead out?
+    pub share_is_mount_root: bool,
+    /// The directory of the worker's own fds, each by its number.
+    pub fd_directory: OwnedFd,
+    /// The credentials that queue threads start with.
+    pub baseline: Baseline,
+    /// Who seals and opens handles; `None` keeps every inode open.
+    pub broker: Option<Arc<BrokerClient>>,
+    /// RLIMIT_NOFILE.
+    pub nofile: u64,
+}
+
+/// The passthrough file system of one device.
+pub struct FileSystem {
+    config: FsConfig,
+    resources: Resources,
+    inodes: Inodes,
+    keeper: Keeper,
+    handles: Handles,
+    session: Session,
+    xattr_map: Option<XattrMap>,
+    /// The host's name of `security.capability`, where the map gives it another.
+    renamed_capability: Option<CString>,
+    uids: IdTranslator,
+    gids: IdTranslator,
+}
+
+impl FileSystem {
+    /// A file system over a share.
+    ///
+    /// # Errors
+    /// What `statx` on the share says; EINVAL for a configuration that was not validated.
+    pub fn new(config: FsConfig, resources: Resources) -> Result<Self> {
+        let xattr_map = match &config.xattrmap {
+            Some(text) => Some(text.parse::<XattrMap>().map_err(|_| Errno::EINVAL)?),
+            None => None,
+        };
+        let renamed = xattr_map.as_ref().and_then(XattrMap::renamed_capability);
+        let renamed_capability = renamed.map(CString::new).transpose().map_err(|_| Errno::EINVAL)?;
+        let keeper = Keeper::new(config.inode_file_handles, resources.broker.clone(), resources.nofile);
+        let fs = FileSystem {
+            keeper,
+            uids: IdTranslator::new(&config.translate_uid).map_err(|_| Errno::EINVAL)?,
+            gids: IdTranslator::new(&config.translate_gid).map_err(|_| Errno::EINVAL)?,
+            config,
+            resources,
+            inodes: Inodes::new(),
+            handles: Handles::new(),
+            session: Session::new(),
+            xattr_map,
+            renamed_capability,
+        };
+        fs.forget_everything()?;
+        Ok(fs)
+    }
+
+    /// What the user asked for.
+    pub fn config(&self) -> &FsConfig {
+        &self.config
+    }
+
+    /// What this file system serves beyond the options, for INIT.
+    pub fn service(&self) -> Service {
+        Service::default()
+    }
+
+    /// The inode of a node id.
+    fn inode(&self, id: NodeId) -> Result<Arc<Inode>> {
+        self.inodes.get(id).ok_or(Errno::EBADF)
+    }
+
+    /// The inode of a node id, which must be a directory.
+    fn dir_inode(&self, id: NodeId) -> Result<Arc<Inode>> {
+        let inode = self.inode(id)?;
+        if inode.is_dir() { Ok(inode) } else { Err(Errno::ENOTDIR) }
+    }
+
+    /// An fd of the inode, for as long as the value lives.
+    fn fd<'a>(&self, inode: &'a Inode) -> Result<InodeFd<'a>> {
+        self.keeper.hold(&self.inodes, inode)
+    }
+
+    fn fd_directory(&self) -> BorrowedFd<'_> {
+        self.resources.fd_directory.as_fd()
+    }
+
+    /// A file description for the inode itself, whatever became of its name.
+    fn reopen(&self, inode: &Inode, flags: i32) -> Result<OwnedFd> {
+        let fd = self.fd(inode)?;
+        let name = sys::FdName::new(fd.as_fd());
+        let flags = flags & !libc::O_NOFOLLOW;
+        self.keeper.with_room(&self.inodes, || sys::openat(self.fd_directory(), name.as_cstr(), flags, 0))
+    }
+
+    /// EROFS on a read-only device.
+    fn writable(&self) -> Result<()> {
+        if self.config.readonly { Err(Errno::EROFS) } else { Ok(()) }
+    }
+
+    /// How long the guest may trust attributes and names.
+    fn validity(&self) -> Duration {
+        match self.config.cache {
+            CachePolicy::Auto => Duration::from_secs(1),
+            CachePolicy::Always | CachePolicy::Metadata => A_DAY,
+            CachePolicy::Never => Duration::ZERO,
+        }
+    }
+
+    /// The host user and group that a request acts as.
+    ///
+    /// # Errors
+    /// EPERM for an id that `--translate-uid` or `--translate-gid` forbids.
+    fn owner(&self, ctx: &Context) -> Result<(u32, u32)> {
+        let uid = self.uids.guest_to_host(ctx.uid.0).map_err(|_| Errno::EPERM)?;
+        let gid = self.gids.guest_to_host(ctx.gid.0).map_err(|_| Errno::EPERM)?;
+        Ok((uid, gid))
+    }
+}
+
+/// Shorter than `as_fd()` with its trait.
+fn borrow(fd: &OwnedFd) -> BorrowedFd<'_> {
+    fd.as_fd()
+}

@@ -1,0 +1,128 @@
+//! OPEN, RELEASE, OPENDIR, RELEASEDIR, FLUSH.
+
+use nix::errno::Errno;
+use std::os::fd::AsFd;
+
+use super::handles::Handle;
+use super::sys::{self, Result};
+use super::{FileSystem, Inode, Thread};
+use crate::config::CachePolicy;
+use crate::worker::fuse::operation::{Context, HandleId, Open};
+use crate::worker::fuse::wire::{InitFlags, OpenReplyFlags};
+
+/// The guest's open flags that the host's open gets. Not among them: `O_CREAT` and `O_EXCL` (CREATE's own),
+/// `O_APPEND` (each write says whether it appends), `O_PATH`, `O_NOFOLLOW`, `O_CLOEXEC`, `O_ASYNC`.
+const KEPT_FLAGS: u32 =
+    (libc::O_ACCMODE | libc::O_TRUNC | libc::O_NONBLOCK | libc::O_DSYNC | libc::O_SYNC | libc::O_LARGEFILE)
+        as u32;
+
+/// An open file or directory, and what the guest may do with its caches.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// The new handle.
+    pub handle: HandleId,
+    /// `FOPEN_*`
+    pub flags: OpenReplyFlags,
+}
+
+impl Handle {
+    /// Was the host's file opened for writing?
+    pub(super) fn may_write(&self) -> bool {
+        self.flags as i32 & libc::O_ACCMODE != libc::O_RDONLY
+    }
+}
+
+impl FileSystem {
+    /// OPEN
+    pub fn open(&self, thread: &mut Thread, ctx: &Context, open: Open) -> Result<Opened> {
+        let inode = self.inode(ctx.node)?;
+        // A device, FIFO or socket belongs to the guest's kernel; on the host it is never opened.
+        match inode.kind {
+            libc::S_IFREG => {}
+            libc::S_IFDIR => return Err(Errno::EISDIR),
+            _ => return Err(Errno::EBADF),
+        }
+        self.open_inode(thread, inode, open)
+    }
+
+    /// Opens a regular file that is already known.
+    pub(super) fn open_inode(
+        &self,
+        thread: &mut Thread,
+        inode: std::sync::Arc<Inode>,
+        open: Open,
+    ) -> Result<Opened> {
+        let flags = self.host_flags(thread, open.flags);
+        if self.config.readonly && writes(flags) {
+            return Err(Errno::EROFS);
+        }
+        thread.become_root();
+        let reopen = || self.reopen(&inode, flags);
+        let file = if open.kill_suidgid { thread.without_fsetid(reopen)? } else { reopen()? };
+        if flags & libc::O_TRUNC != 0 {
+            self.drop_renamed_capability(&inode)?;
+        }
+        let handle = self.handles.insert(inode, open.flags, file);
+        Ok(Opened { handle, flags: self.file_cache_flags(open.flags) })
+    }
+
+    /// What the host's open gets for the guest's flags.
+    pub(super) fn host_flags(&self, thread: &Thread, guest: u32) -> i32 {
+        let mut flags = guest & KEPT_FLAGS;
+        if self.config.allow_direct_io {
+            flags |= guest & libc::O_DIRECT as u32;
+        }
+        if self.config.preserve_noatime {
+            flags |= guest & libc::O_NOATIME as u32;
+        }
+        // The guest's page cache reads the rest of a page that a program only writes a part of.
+        if thread.session().has(InitFlags::WRITEBACK_CACHE)
+            && flags as i32 & libc::O_ACCMODE == libc::O_WRONLY
+        {
+            flags = (flags & !(libc::O_ACCMODE as u32)) | libc::O_RDWR as u32;
+        }
+        flags as i32
+    }
+
+    /// What the guest may cache of an open file.
+    pub(super) fn file_cache_flags(&self, guest: u32) -> OpenReplyFlags {
+        match self.config.cache {
+            CachePolicy::Never | CachePolicy::Metadata => OpenReplyFlags::DIRECT_IO,
+            CachePolicy::Always => OpenReplyFlags::KEEP_CACHE,
+            CachePolicy::Auto if self.config.allow_direct_io && guest & libc::O_DIRECT as u32 != 0 => {
+                OpenReplyFlags::DIRECT_IO
+            }
+            CachePolicy::Auto => OpenReplyFlags::empty(),
+        }
+    }
+
+    /// OPENDIR
+    pub fn opendir(&self, thread: &mut Thread, ctx: &Context, open: Open) -> Result<Opened> {
+        let inode = self.dir_inode(ctx.node)?;
+        thread.become_root();
+        let file = sys::openat(self.fd(&inode)?.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        let flags = match self.config.cache {
+            CachePolicy::Always | CachePolicy::Metadata => {
+                OpenReplyFlags::KEEP_CACHE | OpenReplyFlags::CACHE_DIR
+            }
+            CachePolicy::Auto | CachePolicy::Never => OpenReplyFlags::empty(),
+        };
+        let handle = self.handles.insert(inode, open.flags, file);
+        Ok(Opened { handle, flags })
+    }
+
+    /// RELEASE and RELEASEDIR
+    pub fn release(&self, ctx: &Context, handle: HandleId) -> Result<()> {
+        self.handles.remove(handle, ctx.node).map(drop)
+    }
+
+    /// FLUSH: reports what the host's file system has to say when a descriptor is closed.
+    pub fn flush(&self, ctx: &Context, handle: HandleId) -> Result<()> {
+        sys::flush(self.handles.get(handle, ctx.node)?.fd())
+    }
+}
+
+/// Do these host flags change the file, now or later?
+pub(super) fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
+}

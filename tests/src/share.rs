@@ -1,0 +1,112 @@
+//! Temporary directories: the shares that daemons serve, mount points and socket directories. Each is removed
+//! with all its contents when its owner is dropped, also when the test panics.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::paths;
+
+/// A new, empty directory that is removed on drop. Removal doesn't cross into another file system: what is
+/// mounted in it stays untouched (and the removal fails, which is reported).
+#[derive(Debug)]
+pub struct TempDir {
+    path: PathBuf,
+    device: u64,
+}
+
+impl TempDir {
+    /// A directory with a short path in the system's temporary directory: for sockets, whose paths may have
+    /// only 107 bytes.
+    pub fn short() -> TempDir {
+        TempDir::below(&std::env::temp_dir())
+    }
+
+    /// A directory on the disk that holds the build: for data, and for file systems with attributes.
+    pub fn on_disk() -> TempDir {
+        TempDir::below(&paths::target_dir().join("tmp"))
+    }
+
+    fn below(parent: &Path) -> TempDir {
+        fs::create_dir_all(parent).unwrap_or_else(|e| panic!("cannot make {}: {e}", parent.display()));
+        let template = parent.join("vfs-test-XXXXXX");
+        let path = nix::unistd::mkdtemp(&template)
+            .unwrap_or_else(|e| panic!("cannot make a directory like {}: {e}", template.display()));
+        let device = fs::symlink_metadata(&path).expect("stat of an own directory").dev();
+        TempDir { path, device }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        if let Err(e) = remove_tree(&self.path, self.device) {
+            eprintln!("cannot remove {}: {e}", self.path.display());
+        }
+    }
+}
+
+/// Removes a directory with all that lies in it on its own file system.
+fn remove_tree(path: &Path, device: u64) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    if metadata.dev() != device {
+        return Err(io::Error::other(format!("another file system is mounted on {}", path.display())));
+    }
+    if !metadata.is_dir() {
+        return fs::remove_file(path);
+    }
+    for entry in fs::read_dir(path)? {
+        remove_tree(&entry?.path(), device)?;
+    }
+    fs::remove_dir(path)
+}
+
+/// A directory to be served, with helpers to look at it from the host's side.
+#[derive(Debug)]
+pub struct Share {
+    dir: TempDir,
+}
+
+impl Default for Share {
+    fn default() -> Share {
+        Share::new()
+    }
+}
+
+impl Share {
+    /// An empty share, mode 0777 so that any guest user can create in it.
+    pub fn new() -> Share {
+        let dir = TempDir::on_disk();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("chmod of an own directory");
+        Share { dir }
+    }
+
+    /// Its path on the host.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The host path of something in it.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// Writes a file on the host's side; makes the directories on the way.
+    pub fn write(&self, name: impl AsRef<Path>, data: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.join(name);
+        fs::create_dir_all(path.parent().expect("below the share")).expect("make directories in the share");
+        fs::write(&path, data).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
+        path
+    }
+
+    /// Reads a file on the host's side.
+    pub fn read(&self, name: impl AsRef<Path>) -> Vec<u8> {
+        let path = self.join(name);
+        fs::read(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()))
+    }
+}
