@@ -24,6 +24,13 @@ fn run_broker() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Ok(Action::Checked(text, warnings)) => {
+            for warning in warnings {
+                let _ = writeln!(std::io::stderr(), "virtiofsd: {warning}");
+            }
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
         Ok(Action::PrintCapabilities(text) | Action::Help(text) | Action::Version(text)) => {
             // A reader that has gone wants no more of it.
             let _ = std::io::stdout().write_all(text.as_bytes());

@@ -1,10 +1,10 @@
 //! TRUSTED: holds the host's privileges for one device, and never sees a byte of guest memory or a FUSE message.
 //!
 //! Its life, in order:
-//! 1. [`launch`]: socket, share, limits, the worker process with its namespaces, ids and mounts;
-//! 2. [`confine`]: gives up what no enabled request needs;
-//! 3. [`serve`]: one loop for requests ([`requests`], one file each), log lines ([`log`]), signals, the end;
-//! 4. [`reap`]: what the worker's end means; socket and lock file are removed.
+//! 1. `launch`: socket, share, limits, the worker process with its namespaces, ids and mounts;
+//! 2. `confine`: gives up what no enabled request needs;
+//! 3. `serve`: one loop for requests (`requests`, one file each), log lines (`log`), signals, the end;
+//! 4. `reap`: what the worker's end means; socket and lock file are removed.
 //!
 //! The process has one thread, and relies on it: credentials, umask and the worker's parent-death signal belong to
 //! it. What is absent: paths from the worker, memory that grows with what a worker does, and waiting for a worker.

@@ -45,11 +45,10 @@ pub fn explain(exit: Exit) -> Option<String> {
         Ok(Signal::SIGKILL) => {
             "somebody killed it: the kernel when memory ran out (see its log for \"oom\"), a resource limit, or an operator"
         }
-        Ok(Signal::SIGABRT) => {
-            "it found itself in a state that must not be, and gave up; its own lines above say which"
-        }
-        Ok(Signal::SIGSEGV | Signal::SIGILL | Signal::SIGFPE | Signal::SIGTRAP) => {
-            "it crashed: a bug in this program, perhaps one that the guest can reach. Please report it"
+        // In a pid namespace of its own, as process 1, a worker that aborts ends by SIGSEGV: SIGABRT does nothing to it.
+        Ok(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGILL | Signal::SIGFPE | Signal::SIGTRAP) => {
+            "it crashed, or gave up in a state that must not be: a bug in this program, perhaps one that the guest can \
+             reach. Its own lines above, if any, say more; please report it"
         }
         Ok(Signal::SIGXCPU | Signal::SIGXFSZ) => "it reached a resource limit",
         _ => "nobody expected that signal",

@@ -50,7 +50,8 @@ pub fn take_signals() -> Result<SignalFd, BrokerError> {
 pub struct Device {
     /// The requests' state.
     pub server: Server,
-    worker: Child,
+    /// `None` once it has been given up; dropping it would wait for its end.
+    worker: Option<Child>,
     /// `None` once the worker has closed it.
     channel: Option<BrokerEnd>,
     log_pipe: Option<std::fs::File>,
@@ -88,7 +89,7 @@ impl Device {
     ) -> Self {
         let forwarder = Forwarder::new(LineLimit::for_level(log::max_level()), Instant::now());
         let (channel, log_pipe) = (Some(channel), Some(log_pipe.into()));
-        Self { server, worker, channel, log_pipe, forwarder, signals, ending: None }
+        Self { server, worker: Some(worker), channel, log_pipe, forwarder, signals, ending: None }
     }
 
     /// Serves until the worker has ended.
@@ -108,7 +109,8 @@ impl Device {
                 self.on_log();
             }
             if ready.exit
-                && let Some(exit) = self.worker.try_wait()?
+                && let Some(worker) = &mut self.worker
+                && let Some(exit) = worker.try_wait()?
             {
                 return Ok(self.conclude(exit));
             }
@@ -121,7 +123,7 @@ impl Device {
     fn wait(&self) -> Result<Ready, BrokerError> {
         let channel = self.channel.as_ref().map(AsFd::as_fd);
         let log = self.log_pipe.as_ref().map(AsFd::as_fd);
-        let (signals, pidfd) = (Some(self.signals.as_fd()), Some(self.worker.pidfd()));
+        let (signals, pidfd) = (Some(self.signals.as_fd()), self.worker.as_ref().map(Child::pidfd));
         let sources = [signals, channel, log, pidfd];
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
@@ -200,13 +202,30 @@ impl Device {
         self.kill(Outcome::Failed)
     }
 
+    /// Kills the worker, once: the first reason for it is the outcome.
     fn kill(&mut self, outcome: Outcome) -> Result<(), BrokerError> {
+        if self.ending.as_ref().is_some_and(|ending| ending.killed) {
+            return Ok(());
+        }
+        // First the signal: a worker that sees its channel close can no longer act on it.
+        if let Some(worker) = &self.worker {
+            worker.kill()?;
+        }
         self.channel = None;
-        let already = self.ending.take().filter(|ending| ending.killed).and_then(|ending| ending.outcome);
-        self.worker.kill()?;
         let deadline = Instant::now() + KILL_GRACE;
-        self.ending = Some(Ending { deadline, killed: true, outcome: already.or(Some(outcome)) });
+        self.ending = Some(Ending { deadline, killed: true, outcome: Some(outcome) });
         Ok(())
+    }
+
+    /// Leaves a worker that can't be killed to whoever reaps this process's children.
+    fn give_up(&mut self) {
+        log::error!(
+            "the worker can't be killed: a system call holds it up, probably on a file system that does not \
+             answer. It ends when that call does"
+        );
+        if let Some(worker) = self.worker.take() {
+            Box::leak(Box::new(worker));
+        }
     }
 
     fn on_log(&mut self) {
@@ -236,11 +255,9 @@ impl Device {
             return Ok(None);
         }
         if ending.killed {
-            log::error!(
-                "the worker can't be killed: a system call holds it up, probably on a file system that does not answer. \
-                 It ends when that call does"
-            );
-            return Ok(Some(ending.outcome.unwrap_or(Outcome::Failed)));
+            let outcome = ending.outcome.unwrap_or(Outcome::Failed);
+            self.give_up();
+            return Ok(Some(outcome));
         }
         log::error!("the worker has closed its channel but does not end: killing it");
         self.kill(Outcome::Failed)?;

@@ -4,11 +4,13 @@
 //! and `-gid`, `--uid-map` and `--gid-map`, `-o`).
 
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use super::options::Options;
+use super::words::{self, Merged};
 use super::{CliError, Config, Environment, Warning, legacy, validate, vhost_user_json};
 
 /// What the user wants. Texts are for standard output, and the exit status after them is 0.
@@ -18,15 +20,51 @@ pub enum Action {
     Run(Box<Config>, Vec<Warning>),
     /// `--print-capabilities`: a JSON document.
     PrintCapabilities(String),
+    /// `--check-config`: all is well; what to say about it.
+    Checked(String, Vec<Warning>),
     /// `--help` or `-h`
     Help(String),
     /// `--version`
     Version(String),
 }
 
-/// Parses a command line, the first of whose words is the program's name.
+/// Parses a command line, the first of whose words is the program's name, with the configuration file that it names.
+///
+/// # Errors
+/// [`CliError`]: the first thing that is wrong.
 pub fn parse(args: impl Iterator<Item = OsString>, environment: &Environment) -> Result<Action, CliError> {
-    let matches = match Options::command().try_get_matches_from(args) {
+    let merged = match words::merge(args.collect(), &Options::command(), environment) {
+        Ok(merged) => merged,
+        Err(not) => return Err(if not.check_only { checked_in_vain(not.error, None) } else { not.error }),
+    };
+    let Merged { words, check_only, file, passed_socket_unused } = merged;
+    match parse_words(words, environment) {
+        Ok(Action::Run(config, mut warnings)) => {
+            warnings.extend(passed_socket_unused.then_some(Warning::PassedSocketUnused));
+            if !check_only {
+                return Ok(Action::Run(config, warnings));
+            }
+            let what = file.map_or("the command line".to_owned(), |file| file.display().to_string());
+            Ok(Action::Checked(format!("{what}: ok, shares {}\n", config.shared_dir.display()), warnings))
+        }
+        Err(error) if check_only => Err(checked_in_vain(error, file)),
+        other => other,
+    }
+}
+
+/// A check has one exit status for all that can be wrong.
+fn checked_in_vain(error: CliError, file: Option<PathBuf>) -> CliError {
+    match (error, file) {
+        (error @ CliError::File(_), _) => error,
+        (error, file) => CliError::Check {
+            path: file.unwrap_or_else(|| PathBuf::from("command line")),
+            problem: Box::new(error),
+        },
+    }
+}
+
+fn parse_words(words: Vec<OsString>, environment: &Environment) -> Result<Action, CliError> {
+    let matches = match Options::command().try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(error) => return not_parsed(&error),
     };

@@ -6,7 +6,12 @@ use super::*;
 use crate::config::*;
 
 fn environment() -> Environment {
-    Environment { rust_log: None, cpus: NonZero::new(6).unwrap(), root: true }
+    Environment {
+        rust_log: None,
+        cpus: NonZero::new(6).unwrap(),
+        root: true,
+        activation: Activation::default(),
+    }
 }
 
 /// Parses words separated by spaces.
@@ -486,4 +491,100 @@ fn questions_need_no_other_option() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// A configuration file for the time of a test.
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+/// Parses words after `--config FILE`.
+fn with_file(text: &str, environment: &Environment, line: &str) -> Result<Action, CliError> {
+    let file = file(text);
+    parse_in(environment, &format!("--config {} {line}", file.path().display()))
+}
+
+fn configured(text: &str, line: &str) -> Config {
+    match with_file(text, &environment(), line) {
+        Ok(Action::Run(config, _)) => *config,
+        other => panic!("{text} {line}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_file_says_what_a_command_line_would() {
+    let text = "shared-dir = '/share'\nfd = 3\ncache = 'always'\nxattr = true\nposix-acl = 'auto'\n\
+                worker-ids = 'shifted:100000:65536'\npoll-us = 50\nannounce-submounts = false\n\
+                modcaps = '+mknod'\n";
+    let line = "--cache=always --xattr --posix-acl=auto --worker-ids=shifted:100000:65536 --poll-us=50 \
+                --no-announce-submounts --modcaps=+mknod";
+    assert_eq!(configured(text, ""), config(line));
+}
+
+#[test]
+fn the_command_line_overrides_the_file() {
+    let text = "shared-dir = '/a'\nsocket-path = '/s'\nsocket-group = 'kvm'\ncache = 'always'\n\
+                translate-uid = ['guest:0:1:1', 'guest:1:2:1']\nannounce-submounts = true\n";
+    let config =
+        configured(text, "--shared-dir=/b --fd=5 --translate-uid=guest:7:8:1 --no-announce-submounts");
+    assert_eq!(config.shared_dir, PathBuf::from("/b"));
+    assert_eq!(config.socket, SocketSource::Fd(5));
+    assert_eq!(config.worker.fs.cache, CachePolicy::Always);
+    assert_eq!(config.worker.fs.translate_uid, [IdTranslation::Guest { guest: 7, host: 8, count: 1 }]);
+    assert!(!config.worker.fs.announce_submounts);
+    let ids = configured("shared-dir = '/a'\nfd = 3\nuid-map = ':0:1:1:'", "--worker-ids=shifted");
+    assert!(ids.confinement.uid_map.is_empty());
+}
+
+#[test]
+fn what_does_not_go_together_in_a_file_is_refused_as_on_a_command_line() {
+    let error = with_file("shared-dir = '/a'\nfd = 3\nsocket-path = '/s'", &environment(), "").unwrap_err();
+    assert!(error.to_string().contains("cannot be used with"), "{error}");
+    let error = with_file("cache = 'never'\nfd = 3", &environment(), "").unwrap_err();
+    assert!(error.to_string().contains("--shared-dir"), "{error}");
+    let error = with_file("cache = 'none'", &environment(), "").unwrap_err();
+    assert_eq!(error.exit_status(), 2);
+    let error = parse_in(&environment(), "--config /nowhere.toml").unwrap_err();
+    assert!(error.to_string().contains("/nowhere.toml"), "{error}");
+}
+
+#[test]
+fn a_socket_from_systemd_comes_between_file_and_command_line() {
+    let passed = Environment { activation: Activation { device: vec![3], metrics: vec![] }, ..environment() };
+    let socket = |text: &str, line: &str| match with_file(text, &passed, line) {
+        Ok(Action::Run(config, warnings)) => (config.socket, warnings),
+        other => panic!("{line}: {other:?}"),
+    };
+    let both = "shared-dir = '/a'\nsocket-path = '/s'\nsocket-group = 'kvm'";
+    assert_eq!(socket("shared-dir = '/a'", ""), (SocketSource::Fd(3), vec![]));
+    assert_eq!(socket(both, ""), (SocketSource::Fd(3), vec![]));
+    assert_eq!(socket(both, "--fd=3"), (SocketSource::Fd(3), vec![]));
+    let (named, warnings) = socket("shared-dir = '/a'", "--socket-path=/t");
+    assert_eq!(named, SocketSource::Path { path: "/t".into(), group: None });
+    assert_eq!(warnings, [Warning::PassedSocketUnused]);
+    let two = Environment { activation: Activation { device: vec![3, 4], metrics: vec![] }, ..environment() };
+    assert_eq!(with_file("shared-dir = '/a'", &two, "").unwrap_err(), CliError::ManySockets(2));
+}
+
+#[test]
+fn checking_a_file_needs_no_socket_and_has_one_status_for_all_errors() {
+    let check = |text: &str, line: &str| {
+        let file = file(text);
+        parse_in(&environment(), &format!("{line} --check-config {}", file.path().display()))
+    };
+    assert!(
+        matches!(check("shared-dir = '/a'", ""), Ok(Action::Checked(text, _)) if text.ends_with("shares /a\n"))
+    );
+    assert!(matches!(check("shared-dir = '/a'\nsocket-path = '/s'", ""), Ok(Action::Checked(..))));
+    for wrong in
+        ["", "shared-dir = 3.5", "shared-dir = '/a'\nmodcaps = 'x'", "shared-dir = '/a'\ntag", "x = 1"]
+    {
+        assert_eq!(check(wrong, "").unwrap_err().exit_status(), 2, "{wrong}");
+    }
+    let of_config = with_file("shared-dir = '/a'", &environment(), "--check-config");
+    assert!(matches!(of_config, Ok(Action::Checked(..))));
+    let line = parse_in(&environment(), "--shared-dir /a --check-config");
+    assert!(matches!(line, Ok(Action::Checked(text, _)) if text.starts_with("the command line: ok")));
 }

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::num::NonZero;
 use std::thread;
 
+use super::Activation;
+
 /// Facts of the process and the host that defaults and checks need. A parameter rather than a look-up, so that
 /// tests say what they assume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub struct Environment {
     pub cpus: NonZero<usize>,
     /// The effective user id is 0.
     pub root: bool,
+    /// Sockets that systemd has passed.
+    pub activation: Activation,
 }
 
 impl Environment {
@@ -23,6 +27,7 @@ impl Environment {
             rust_log: std::env::var_os("RUST_LOG"),
             cpus: thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
             root: nix::unistd::geteuid().is_root(),
+            activation: Activation::from_environment(std::process::id(), |name| std::env::var_os(name)),
         }
     }
 }

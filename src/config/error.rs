@@ -1,7 +1,9 @@
 //! Why a command line is refused.
 
+use std::path::PathBuf;
+
 use super::id_translation::TranslationError;
-use super::{IdMapError, LegacyError, ModcapsError};
+use super::{FileError, IdMapError, LegacyError, ModcapsError};
 
 /// A refused command line. The display form says what is wrong with which option and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,6 +14,23 @@ pub enum CliError {
     /// An option is unknown, has a bad value, is missing or does not go with another one.
     #[error("{0}")]
     Usage(String),
+    /// The file of `--config` or `--check-config`.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// What the file says (perhaps together with the command line) does not go together.
+    #[error("{}: {problem}", path.display())]
+    Check {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: Box<CliError>,
+    },
+    /// The service manager passed several sockets.
+    #[error(
+        "systemd passed {0} sockets, but a daemon serves one: use one ListenStream= a unit (a socket for metrics is \
+         told apart by FileDescriptorName=metrics)"
+    )]
+    ManySockets(usize),
     /// An item of `-o`.
     #[error("-o {item}: {problem}")]
     Legacy {
@@ -102,6 +121,9 @@ impl CliError {
         match self {
             Self::NoArguments(_)
             | Self::Usage(_)
+            | Self::File(_)
+            | Self::Check { .. }
+            | Self::ManySockets(_)
             | Self::Legacy { .. }
             | Self::NotYet { .. }
             | Self::NoSocket => 2,

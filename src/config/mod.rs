@@ -1,18 +1,21 @@
 //! Everything the user can set, parsed once into one validated [`Config`].
 //!
-//! [`cli::parse`] turns argv (with the legacy `-o` options) into a `Config`; nothing behind it looks at argv
-//! again. The parts that the worker needs are serialisable and travel over the broker channel; the worker gets
+//! [`cli::parse`] turns argv (with the legacy `-o` options, and with the file of `--config`) into a `Config`;
+//! nothing behind it looks at argv again. The parts that the worker needs are serialisable and travel over the broker channel; the worker gets
 //! no path, no socket name and no host id from here.
 //!
-//! To add an option: a field in `options::Options`, a line in `validate`, a field here, and its entry in the
-//! manual page, which a test asks for.
+//! To add an option: a field in `options::Options`, a line in `validate`, a field here, and its entries in the
+//! two manual pages, which a test asks for. It is then a key of configuration files, too.
 //!
-//! What this module does not do: print, end the process, or look at the file system. Whether the shared
+//! What this module does not do: print, end the process, or look at the file system but for the configuration
+//! file. Whether the shared
 //! directory exists or a group has an id is found out by who opens it.
 
+mod activation;
 pub mod cli;
 mod environment;
 mod error;
+mod file;
 mod id_map;
 pub mod id_translation;
 mod legacy;
@@ -25,6 +28,7 @@ mod options;
 mod validate;
 mod vhost_user_json;
 mod warning;
+mod words;
 mod worker_ids;
 pub mod xattrmap;
 
@@ -35,8 +39,10 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+pub use activation::Activation;
 pub use environment::Environment;
 pub use error::CliError;
+pub use file::{FileError, Place};
 pub use id_map::IdMapError;
 pub use legacy::LegacyError;
 pub use modcaps::ModcapsError;

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use clap::{Arg, ArgAction};
+
 use super::cli::command;
+use super::file::NOT_KEYS;
 
 const MANUAL: &str = include_str!("../../packaging/man/virtiofsd.1");
+const FILE_MANUAL: &str = include_str!("../../packaging/man/virtiofsd.toml.5");
 
 /// Upstream's options, of 1.13.3 and 1.14.0.
 const UPSTREAM: &[&str] = &[
@@ -56,7 +60,8 @@ const UPSTREAM: &[&str] = &[
 ];
 
 /// Ours besides.
-const OURS: &[&str] = &["--landlock", "--num-request-queues", "--poll-us", "--worker-ids"];
+const OURS: &[&str] =
+    &["--check-config", "--config", "--landlock", "--num-request-queues", "--poll-us", "--worker-ids"];
 
 fn of_the_table() -> BTreeSet<String> {
     let mut command = command();
@@ -147,6 +152,36 @@ fn the_manual_has_every_value_and_every_default() {
             assert!(entry.contains(&format!("Ar {name}")), "--{long}: {name} is not in: {entry}");
         }
     }
+}
+
+/// What a key's value is, as the manual of the file has it.
+fn kind(option: &Arg) -> &'static str {
+    let parser = format!("{:?}", option.get_value_parser());
+    let bare = option.get_num_args().is_some_and(|number| number.min_values() == 0);
+    match option.get_action() {
+        ArgAction::SetTrue => "true or false",
+        ArgAction::Append => "list of strings",
+        _ if bare => "string, or true or false",
+        _ if ["i32", "u16", "u32", "u64"].iter().any(|number| parser.contains(number)) => "number",
+        _ => "string",
+    }
+}
+
+#[test]
+fn the_manual_of_the_file_has_every_key_with_its_kind_and_default_and_no_other() {
+    let mut expected = BTreeSet::new();
+    for option in command().get_arguments() {
+        let Some(long) = option.get_long().filter(|long| !NOT_KEYS.contains(long)) else { continue };
+        let takes_values = option.get_action().takes_values();
+        let default = option.get_default_values().first().filter(|_| takes_values);
+        let default = default.map(|value| format!(", default {}", value.to_str().unwrap()));
+        expected.insert((long.to_owned(), format!("({}{})", kind(option), default.unwrap_or_default())));
+    }
+    let plain = FILE_MANUAL.replace("\\-", "-");
+    let lines: Vec<_> = plain.lines().collect();
+    let entries = lines.windows(2).filter_map(|pair| Some((pair[0].strip_prefix(".It Ic ")?, pair[1])));
+    let found: BTreeSet<_> = entries.map(|(key, kind)| (key.to_owned(), kind.to_owned())).collect();
+    assert_eq!(found, expected);
 }
 
 #[test]

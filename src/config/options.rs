@@ -254,6 +254,18 @@ pub(super) struct Options {
     #[arg(long, help_heading = "Messages")]
     pub print_capabilities: bool,
 
+    /// Take options from this file (TOML), which the command line overrides
+    ///
+    /// A key for each option, without the dashes before it: shared-dir = "/srv/data". See virtiofsd.toml(5).
+    #[arg(long, value_name = "FILE", help_heading = "Configuration file")]
+    pub config: Option<PathBuf>,
+
+    /// Only check the configuration file (by default the one of --config) and the command line
+    ///
+    /// The exit status is 0 if a daemon could be started with it, else 2.
+    #[arg(long, value_name = "FILE", help_heading = "Configuration file", num_args = 0..=1)]
+    pub check_config: Option<Option<PathBuf>>,
+
     /// Options as of the C virtiofsd, NAME[=VALUE] with commas between them
     #[arg(short = 'o', value_name = "OPTIONS", help_heading = "Deprecated", hide_short_help = true)]
     #[arg(action = ArgAction::Append)]

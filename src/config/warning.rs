@@ -5,6 +5,8 @@ use std::fmt;
 /// Something the user should know; the daemon logs it and goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Warning {
+    /// A socket from systemd, and another one that was named.
+    PassedSocketUnused,
     /// `-f`
     DeprecatedForeground,
     /// `-d`
@@ -35,6 +37,11 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::PassedSocketUnused => write!(
+                f,
+                "the socket that systemd passed is not used: the command line names another one. Leave out \
+                 --socket-path and --fd to use it"
+            ),
             Self::DeprecatedForeground => write!(f, "-f is deprecated and has no effect: leave it out"),
             Self::DeprecatedDebug => write!(f, "-d is deprecated: use --log-level=debug"),
             Self::DeprecatedLegacyOptions => {

@@ -52,11 +52,11 @@ pub enum ToBroker {
     Confined(List<LayerReport, MAX_REPORTS>),
     /// The front end has connected. No reply.
     Attached,
-    /// Seal the 1–253 `O_PATH` fds that come with it.
+    /// Seal the files of the 1–253 fds that come with it (of any access mode, usually `O_PATH`).
     Seal,
     /// Open the file of this handle.
     Reopen(SealedHandle),
-    /// Make a device node in the directory whose `O_PATH` fd comes with it.
+    /// Make a device node in the directory whose fd comes with it.
     MakeDevice(MakeDevice),
     /// A `trusted.*` attribute of the file whose fd (of any access mode) comes with it.
     TrustedXattr(TrustedXattr),

@@ -34,6 +34,8 @@ pub struct Services {
 /// A field of [`Services`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
+    /// Any of them: all work on the share's mounts.
+    Mounts,
     /// [`Services::handles`]
     Handles,
     /// [`Services::make_device`]
@@ -46,6 +48,7 @@ impl Services {
     /// Whether `service` is on.
     pub fn has(self, service: Service) -> bool {
         match service {
+            Service::Mounts => self != Services::default(),
             Service::Handles => self.handles,
             Service::MakeDevice => self.make_device,
             Service::TrustedXattr => self.trusted_xattr,
@@ -105,7 +108,7 @@ pub struct Rule {
 pub const RULES: [Rule; 6] = [
     row(Kind::Confined, Phase::Starting, Phase::Listening, 0, 0, None),
     row(Kind::Attached, Phase::Listening, Phase::Serving, 0, 0, None),
-    row(Kind::Seal, Phase::Serving, Phase::Serving, 1, MAX_FDS, Some(Service::Handles)),
+    row(Kind::Seal, Phase::Serving, Phase::Serving, 1, MAX_FDS, Some(Service::Mounts)),
     row(Kind::Reopen, Phase::Serving, Phase::Serving, 0, 0, Some(Service::Handles)),
     row(Kind::MakeDevice, Phase::Serving, Phase::Serving, 1, 1, Some(Service::MakeDevice)),
     row(Kind::TrustedXattr, Phase::Serving, Phase::Serving, 1, 1, Some(Service::TrustedXattr)),
@@ -144,9 +147,6 @@ pub enum Violation {
         /// How many came with it.
         fds: usize,
     },
-    /// A file descriptor of a kind that the request does not take.
-    #[error("request {0:?} with a file descriptor of the wrong type")]
-    FdType(Kind),
     /// A handle that this broker did not seal.
     #[error("a file handle that was not sealed here")]
     ForgedHandle,

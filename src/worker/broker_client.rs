@@ -111,7 +111,7 @@ impl BrokerClient {
         self.tell(&ToBroker::Attached)
     }
 
-    /// Seals the files of 1–253 `O_PATH` fds; one result each, in their order. `EXDEV`: on a mount that the
+    /// Seals the files of 1–253 fds (any access mode); one result each, in their order. `EXDEV`: on a mount that the
     /// broker does not know (pass the mount's root directory once to teach it); `EOPNOTSUPP`: the file system has
     /// no handles.
     ///
@@ -143,7 +143,7 @@ impl BrokerClient {
         }
     }
 
-    /// Makes a device node in `directory` (an `O_PATH` fd).
+    /// Makes a device node in `directory` (an fd of any access mode).
     ///
     /// # Errors
     /// [`BrokerClientError::Refused`] with `mknodat`'s errno; when the channel fails.

@@ -36,7 +36,7 @@ pub enum ChainError {
     /// A buffer to read behind one to write (virtio 1.3, 2.7.4.2).
     #[error("a device-readable descriptor follows a device-writable one")]
     WrongOrder,
-    /// More than [`MAX_PIECES`].
+    /// More than 65,536 pieces.
     #[error("the descriptor chain has too many pieces")]
     TooManyPieces,
 }

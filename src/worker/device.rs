@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::bitmap::BitmapMmapRegion;
+
 use vhost_user_backend::{VhostUserBackend, VringMutex};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -14,12 +14,13 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
+use super::dirty_log::DirtyLog;
 use super::fs::FileSystem;
 use super::queue::Queue;
 use crate::config::DeviceConfig;
 
 /// Guest memory with a dirty log.
-pub type Memory = GuestMemoryMmap<BitmapMmapRegion>;
+pub type Memory = GuestMemoryMmap<DirtyLog>;
 /// Guest memory whose layout the front end may change at any time.
 pub type AtomicMemory = GuestMemoryAtomic<Memory>;
 /// One virtqueue as vhost-user-backend keeps it.
@@ -67,7 +68,7 @@ impl Device {
 }
 
 impl VhostUserBackend for Device {
-    type Bitmap = BitmapMmapRegion;
+    type Bitmap = DirtyLog;
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {

@@ -8,6 +8,7 @@ pub mod broker_client;
 pub mod buffers;
 mod confine;
 mod device;
+mod dirty_log;
 mod dispatch;
 pub mod fs;
 pub mod fuse;
@@ -75,6 +76,7 @@ pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
         fd_directory,
         baseline,
         broker: Some(Arc::clone(&broker)),
+        services: start.services,
         nofile: nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
             .map_err(WorkerError::Share)?
             .0,

@@ -12,6 +12,7 @@
 //! - [`bridge`] connects the host kernel's FUSE client to the virtqueues, so that ordinary programs run
 //!   against the daemon without a VM.
 //! - [`guest`] boots a real guest under QEMU.
+//! - [`procfs`] reads what the kernel says about a process.
 //! - [`program`] runs such programs, bounded.
 
 pub mod bounded;
@@ -23,5 +24,6 @@ pub mod guest;
 pub mod paths;
 pub mod peers;
 pub mod processes;
+pub mod procfs;
 pub mod program;
 pub mod share;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use virtiofsd::config::cli::{self, Action};
-use virtiofsd::config::{CliError, Environment};
+use virtiofsd::config::{Activation, CliError, Environment};
 
 /// What becomes of a command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,12 @@ fn run_oracle(words: &[&str]) -> (i32, String) {
 }
 
 fn parse_ours(words: &[&str]) -> Result<Action, CliError> {
-    let environment = Environment { rust_log: None, cpus: NonZero::<usize>::MIN, root: true };
+    let environment = Environment {
+        rust_log: None,
+        cpus: NonZero::<usize>::MIN,
+        root: true,
+        activation: Activation::default(),
+    };
     cli::parse(["virtiofsd"].iter().chain(words).map(OsString::from), &environment)
 }
 

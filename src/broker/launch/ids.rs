@@ -1,6 +1,6 @@
 //! Which ids the worker gets: the ways to try, best first.
 
-use nix::unistd::{User, geteuid};
+use nix::unistd::{User, getegid, geteuid};
 use sandbox::id_maps::{self, IdMapError, IdMaps};
 
 use crate::broker::requests::HostIds;
@@ -87,10 +87,14 @@ fn configured(confinement: &Confinement, privileged: bool) -> Result<IdPlan, IdM
     let maps = IdMaps {
         uid: or(&confinement.uid_map, default.uid),
         gid: or(&confinement.gid_map, default.gid),
-        // An ordinary user's own group can be mapped without help only where setgroups is denied.
-        setgroups_deny: default.setgroups_deny && confinement.gid_map.is_empty(),
+        // An ordinary user can map its own group, and no other, without help: where setgroups is denied.
+        setgroups_deny: default.setgroups_deny && is_own_group(&confinement.gid_map),
     };
     Ok(IdPlan::of_maps(maps, IdsInForce::Mapped, "as --uid-map and --gid-map say"))
+}
+
+fn is_own_group(map: &[IdMapEntry]) -> bool {
+    map.iter().all(|line| line.count == 1 && line.outer == getegid().as_raw())
 }
 
 fn unprivileged() -> Vec<IdPlan> {

@@ -9,11 +9,10 @@ use std::os::fd::BorrowedFd;
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknodat, umask};
 
-use super::{Server, require_path_fd};
+use super::Server;
 use crate::config::IdMapEntry;
 use crate::protocol::message::{DeviceKind, MakeDevice};
-use crate::protocol::phase::Kind;
-use crate::protocol::{Errno, ToWorker, Violation};
+use crate::protocol::{Errno, ToWorker};
 
 /// The host's ids of the worker's ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,14 +42,9 @@ fn to_outer(map: &[IdMapEntry], id: u32) -> Option<u32> {
     })
 }
 
-/// Makes the node in `directory`, an `O_PATH` fd on a mount of the share.
-pub(super) fn make_device(
-    server: &mut Server,
-    device: &MakeDevice,
-    directory: BorrowedFd<'_>,
-) -> Result<ToWorker, Violation> {
-    require_path_fd(Kind::MakeDevice, directory)?;
-    Ok(ToWorker::DeviceMade(try_make(server, device, directory).map_err(Errno::from)))
+/// Makes the node in `directory`, which must be on a mount of the share.
+pub(super) fn make_device(server: &mut Server, device: &MakeDevice, directory: BorrowedFd<'_>) -> ToWorker {
+    ToWorker::DeviceMade(try_make(server, device, directory).map_err(Errno::from))
 }
 
 fn try_make(

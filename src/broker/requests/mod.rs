@@ -1,8 +1,13 @@
 //! Everything that the worker may ask for: one file per privileged request.
 //!
 //! Each handler has the same shape: gate (here, by [`crate::protocol::phase::RULES`]) → names and sizes (in the
-//! types, at decoding) → number of fds (gate) → type of fds → act → reply. A handler reports what the kernel
-//! refused as an errno, and what an honest worker can't have sent as a [`Violation`].
+//! types, at decoding) → number of fds (gate) → what the fds are → act → reply. A handler reports what the kernel
+//! or a check refused as an errno, and what an honest worker can't have sent as a [`Violation`].
+//!
+//! What an fd is: a file on one of the share's mounts ([`MountTable`]), or refused with `EXDEV`. That excludes
+//! sockets, pipes, memory files and all files of the host's other mounts. Handlers only ask for metadata of an fd
+//! and use it as a directory to start from, so its access mode does not matter: nothing reads from it, writes to it
+//! or waits for it.
 //!
 //! [`Server`] knows nothing of processes and sockets, so tests can put any sequence of requests to it.
 
@@ -15,8 +20,6 @@ mod trusted_xattr;
 mod tests;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::mounts::MountTable;
 use super::privileges::Privileges;
@@ -72,7 +75,7 @@ impl Server {
             ToBroker::Seal => Answer::Reply(seal::seal(self, &fds)?, Vec::new()),
             ToBroker::Reopen(sealed) => reopen::reopen(self, &sealed)?,
             ToBroker::MakeDevice(device) => Answer::Reply(
-                make_device::make_device(self, &device, only(Kind::MakeDevice, &fds)?)?,
+                make_device::make_device(self, &device, only(Kind::MakeDevice, &fds)?),
                 Vec::new(),
             ),
             ToBroker::TrustedXattr(request) => Answer::Reply(
@@ -91,11 +94,4 @@ fn only(kind: Kind, fds: &[OwnedFd]) -> Result<BorrowedFd<'_>, Violation> {
         [fd] => Ok(fd.as_fd()),
         _ => Err(Violation::FdCount { kind, fds: fds.len() }),
     }
-}
-
-/// Lets only `O_PATH` fds through: they name a file and can do nothing else, so no later step can wait for, read
-/// from or change what a hostile worker passed in a file's place.
-fn require_path_fd(kind: Kind, fd: BorrowedFd<'_>) -> Result<(), Violation> {
-    let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|_| Violation::FdType(kind))?;
-    if OFlag::from_bits_retain(flags).contains(OFlag::O_PATH) { Ok(()) } else { Err(Violation::FdType(kind)) }
 }

@@ -156,3 +156,16 @@ fn a_worker_that_only_hangs_up_is_killed() {
     ending.deadline = Instant::now();
     assert_eq!(device.serve().unwrap(), Outcome::Failed);
 }
+
+/// A worker that can't be killed does not keep the broker: it is left alone, and dropping the device does not wait.
+#[test]
+fn a_worker_that_cannot_be_killed_is_given_up() {
+    let (mut device, _channel, stdin) = device("read line");
+    // Killed so far as the loop knows; the process knows nothing of it.
+    let deadline = Instant::now();
+    device.ending = Some(Ending { deadline, killed: true, outcome: Some(Outcome::Stopped(Signal::SIGTERM)) });
+    assert_eq!(device.serve().unwrap(), Outcome::Stopped(Signal::SIGTERM));
+    drop(device);
+    // What was left ends when its "system call" does.
+    drop(stdin);
+}

@@ -8,6 +8,7 @@ const ALL: Services = Services { handles: true, make_device: true, trusted_xattr
 
 fn without(service: Service) -> Services {
     match service {
+        Service::Mounts => Services::default(),
         Service::Handles => Services { handles: false, ..ALL },
         Service::MakeDevice => Services { make_device: false, ..ALL },
         Service::TrustedXattr => Services { trusted_xattr: false, ..ALL },
@@ -71,6 +72,7 @@ fn document_row(kind: Kind) -> String {
     };
     let service = match rule.service {
         None => "–",
+        Some(Service::Mounts) => "any of these",
         Some(Service::Handles) => "handles",
         Some(Service::MakeDevice) => "`--modcaps=+mknod`",
         Some(Service::TrustedXattr) => "`--modcaps=+sys_admin`",

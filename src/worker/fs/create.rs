@@ -10,7 +10,6 @@ use super::open::Opened;
 use super::sys::{self, Result};
 use super::{Entry, FileSystem, Thread};
 use crate::worker::fuse::operation::{Context, CreateExtensions, FileName, GuestGid, Open, SuppGroups};
-use crate::worker::fuse::reply::decode_dev;
 use crate::worker::fuse::wire::InitFlags;
 
 impl FileSystem {
@@ -49,11 +48,11 @@ impl FileSystem {
         // The worker can make one device node, the whiteout of overlay file systems.
         let device = matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
         if device && (mode & libc::S_IFMT, rdev) != (libc::S_IFCHR, 0) {
-            return Err(Errno::EPERM);
+            self.make_device(thread, ctx, &parent, name, (mode, rdev, umask))?;
+        } else {
+            self.become_creator(thread, ctx, umask, ext)?;
+            sys::mknodat(self.fd(&parent)?.as_fd(), name.as_cstr(), mode, 0)?;
         }
-        self.become_creator(thread, ctx, umask, ext)?;
-        let (major, minor) = decode_dev(rdev);
-        sys::mknodat(self.fd(&parent)?.as_fd(), name.as_cstr(), mode, libc::makedev(major, minor))?;
         self.created(thread, &parent, name.as_cstr(), ext, 0)
     }
 

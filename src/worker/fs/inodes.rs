@@ -9,7 +9,7 @@
 
 use std::hash::BuildHasher;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -62,6 +62,8 @@ pub struct Inode {
     nlookup: AtomicU64,
     /// Its fd, or what it can be opened by.
     pub residence: Residence,
+    /// Where the xattr map keeps `security.capability` as a `trusted.*` attribute: whether there may be one.
+    pub may_have_capability: AtomicBool,
 }
 
 impl Inode {
@@ -160,6 +162,7 @@ impl Inodes {
             identity,
             nlookup: AtomicU64::new(1),
             residence: Residence::hot(fd),
+            may_have_capability: AtomicBool::new(true),
         });
         shard.insert_unique(hash, Arc::clone(&inode), |inode| self.hasher.hash_one(inode.identity));
         self.slots.set(id, Arc::clone(&inode));

@@ -20,6 +20,7 @@ mod io;
 mod link;
 mod lookup;
 mod open;
+mod privileged;
 mod readdir;
 mod residence;
 mod session;
@@ -44,6 +45,7 @@ pub use readdir::DirSink;
 use crate::config::id_translation::IdTranslator;
 use crate::config::xattrmap::XattrMap;
 use crate::config::{CachePolicy, FsConfig};
+use crate::protocol::Services;
 use crate::worker::broker_client::BrokerClient;
 use crate::worker::fuse::negotiate::Service;
 use crate::worker::fuse::operation::{Context, NodeId};
@@ -100,8 +102,10 @@ pub struct Resources {
     pub fd_directory: OwnedFd,
     /// The credentials that queue threads start with.
     pub baseline: Baseline,
-    /// Who seals and opens handles; `None` keeps every inode open.
+    /// Does what takes privileges; `None` where there is nobody to ask.
     pub broker: Option<Arc<BrokerClient>>,
+    /// What the broker serves.
+    pub services: Services,
     /// RLIMIT_NOFILE.
     pub nofile: u64,
 }
@@ -133,7 +137,12 @@ impl FileSystem {
         };
         let renamed = xattr_map.as_ref().and_then(XattrMap::renamed_capability);
         let renamed_capability = renamed.map(CString::new).transpose().map_err(|_| Errno::EINVAL)?;
-        let keeper = Keeper::new(config.inode_file_handles, resources.broker.clone(), resources.nofile);
+        let keeper = Keeper::new(
+            config.inode_file_handles,
+            resources.broker.clone(),
+            resources.services,
+            resources.nofile,
+        );
         let fs = FileSystem {
             keeper,
             uids: IdTranslator::new(&config.translate_uid).map_err(|_| Errno::EINVAL)?,

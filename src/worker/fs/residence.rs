@@ -18,7 +18,8 @@ use super::slots::Cursor;
 use super::sys::Result;
 use crate::config::InodeFileHandles;
 use crate::protocol::bounded::Bytes;
-use crate::protocol::{FileHandle, MAX_FDS, SealedHandle};
+use crate::protocol::phase::Service;
+use crate::protocol::{FileHandle, MAX_FDS, SealedHandle, Services};
 use crate::worker::broker_client::BrokerClient;
 
 /// Inodes looked at, at most, for one batch to seal.
@@ -139,7 +140,10 @@ impl Residence {
 
 /// Keeps the number of hot inodes within bounds.
 pub struct Keeper {
+    /// Seals and opens handles.
     broker: Option<Arc<BrokerClient>>,
+    /// Wants to know of each mount of the share.
+    mounts: Option<Arc<BrokerClient>>,
     mandatory: bool,
     limit: usize,
     hot: AtomicUsize,
@@ -147,13 +151,19 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// `nofile` is the process's limit of open fds. Without a broker, or with `--inode-file-handles=never`, every
-    /// inode stays hot.
-    pub fn new(mode: InodeFileHandles, broker: Option<Arc<BrokerClient>>, nofile: u64) -> Self {
+    /// `nofile` is the process's limit of open fds. Without a broker that serves handles, or with
+    /// `--inode-file-handles=never`, every inode stays hot.
+    pub fn new(
+        mode: InodeFileHandles,
+        broker: Option<Arc<BrokerClient>>,
+        services: Services,
+        nofile: u64,
+    ) -> Self {
         // A quarter is for handles, so that a guest that looks up everything can still open files.
         let limit = nofile.saturating_sub(RESERVED) / 4 * 3;
         Keeper {
-            broker: broker.filter(|_| mode != InodeFileHandles::Never),
+            mounts: broker.clone().filter(|_| services.has(Service::Mounts)),
+            broker: broker.filter(|_| services.handles && mode != InodeFileHandles::Never),
             mandatory: mode == InodeFileHandles::Mandatory,
             limit: usize::try_from(limit).unwrap_or(usize::MAX).max(1),
             hot: AtomicUsize::new(0),
@@ -257,12 +267,12 @@ impl Keeper {
         Ok(true)
     }
 
-    /// Tells the broker of a mount that the guest has reached: it can only open handles on mounts that it knows.
+    /// Tells the broker of a mount that the guest has reached: it only acts on mounts that it knows.
     ///
     /// # Errors
     /// EOPNOTSUPP when handles are mandatory and this file system has none.
     pub fn reached_mount(&self, root: BorrowedFd<'_>) -> Result<()> {
-        let Some(broker) = &self.broker else { return Ok(()) };
+        let Some(broker) = &self.mounts else { return Ok(()) };
         match broker.seal(&[root]) {
             Ok(results) if matches!(results.first(), Some(Ok(_))) => Ok(()),
             Ok(results) if self.mandatory => {

@@ -5,8 +5,8 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
-use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 
@@ -57,6 +57,11 @@ impl FileSystem {
         let inode = self.inode(ctx.node)?;
         let host = self.host_name(thread, name)?;
         thread.become_root();
+        if let Some(trusted) = self.trusted_name(&host) {
+            self.set_trusted(self.fd(&inode)?.as_fd(), trusted, value, flags as i32)?;
+            inode.may_have_capability.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
         let set = || sys::setxattr_fd(self.fd(&inode)?.as_fd(), &host, value, flags as i32);
         if acl_kill_sgid && name.to_bytes() == b"system.posix_acl_access" {
             thread.without_fsetid(set)
@@ -71,7 +76,10 @@ impl FileSystem {
         let inode = self.inode(ctx.node)?;
         let host = self.host_name(thread, name)?;
         thread.become_root();
-        sys::getxattr_fd(self.fd(&inode)?.as_fd(), &host, buf)
+        match self.trusted_name(&host) {
+            Some(trusted) => self.get_trusted(self.fd(&inode)?.as_fd(), trusted, buf),
+            None => sys::getxattr_fd(self.fd(&inode)?.as_fd(), &host, buf),
+        }
     }
 
     /// LISTXATTR: the names that the guest may see, each with its NUL.
@@ -83,8 +91,7 @@ impl FileSystem {
         let (buf, list) = thread.name_lists();
         buf.resize(MAX_LIST, 0);
         let n = sys::listxattr_fd(self.fd(&inode)?.as_fd(), buf)?;
-        for name in buf.get(..n).unwrap_or_default().split(|byte| *byte == 0).filter(|name| !name.is_empty())
-        {
+        let mut show = |name: &[u8]| {
             let guest = match &self.xattr_map {
                 Some(map) => map.host_to_client(name),
                 None => Some(name),
@@ -93,7 +100,10 @@ impl FileSystem {
                 list.extend_from_slice(guest);
                 list.push(0);
             }
-        }
+        };
+        let names = buf.get(..n).unwrap_or_default().split(|byte| *byte == 0);
+        names.filter(|name| !name.is_empty()).for_each(&mut show);
+        self.list_trusted(self.fd(&inode)?.as_fd(), show)?;
         Ok(list)
     }
 
@@ -104,7 +114,10 @@ impl FileSystem {
         let inode = self.inode(ctx.node)?;
         let host = self.host_name(thread, name)?;
         thread.become_root();
-        sys::removexattr_fd(self.fd(&inode)?.as_fd(), &host)
+        match self.trusted_name(&host) {
+            Some(trusted) => self.remove_trusted(self.fd(&inode)?.as_fd(), trusted),
+            None => sys::removexattr_fd(self.fd(&inode)?.as_fd(), &host),
+        }
     }
 
     /// Sets the security label that came with a creating request.
@@ -117,13 +130,28 @@ impl FileSystem {
                 Cow::Owned(CString::new(host.into_owned()).map_err(|_| Errno::EINVAL)?)
             }
         };
-        sys::setxattr_fd(fd, &host, value, 0)
+        match self.trusted_name(&host) {
+            Some(trusted) => self.set_trusted(fd, trusted, value, 0),
+            None => sys::setxattr_fd(fd, &host, value, 0),
+        }
     }
 
     /// Removes the capabilities of a file that is about to change, where the map hides them from the kernel.
     pub(super) fn drop_renamed_capability(&self, inode: &Inode) -> Result<()> {
         let Some(name) = &self.renamed_capability else { return Ok(()) };
-        match sys::removexattr_fd(self.fd(inode)?.as_fd(), name) {
+        let removed = match self.trusted_name(name) {
+            // The broker is asked once, and again after the guest has set the attribute.
+            Some(trusted) if inode.may_have_capability.swap(false, Ordering::Relaxed) => {
+                let removed = self.fd(inode).and_then(|fd| self.remove_trusted(fd.as_fd(), trusted));
+                if removed.is_err_and(|e| !matches!(e, Errno::ENODATA | Errno::ENOTSUP)) {
+                    inode.may_have_capability.store(true, Ordering::Relaxed);
+                }
+                removed
+            }
+            Some(_) => Ok(()),
+            None => sys::removexattr_fd(self.fd(inode)?.as_fd(), name),
+        };
+        match removed {
             Ok(()) | Err(Errno::ENODATA | Errno::ENOTSUP) => Ok(()),
             Err(e) => Err(e),
         }

@@ -58,7 +58,7 @@ pub enum GuestError {
         /// What QEMU and the guest's console said.
         log: Log,
     },
-    /// A script of [`Guest::check`] ended with another status than 0.
+    /// A script of [`Guest::check`](super::Guest::check) ended with another status than 0.
     #[error("in the guest, this script ended with status {}:\n{script}\n--- its output:\n{}{}", output.status,
         output.stdout_lossy(), output.stderr_lossy())]
     Script {

@@ -1,0 +1,39 @@
+//! What upstream has only with host privileges or not at all: requests to the broker, kinds of share and of
+//! confinement, features that are negotiated, locks, ioctls, logging. All of it is about our daemon, whatever
+//! `VIRTIOFSD_TEST_DAEMON` says.
+
+#[path = "features/modcaps.rs"]
+mod modcaps;
+
+use std::time::Duration;
+
+use tests::bounded::bounded;
+use tests::daemon::DaemonCommand;
+use tests::frontend::DeviceConfig;
+use tests::fuse::{Client, Session};
+use tests::peers::Implementation;
+use tests::share::Share;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Our daemon on a share.
+fn command(share: &Share) -> DaemonCommand {
+    DaemonCommand::serving(&Implementation::Ours, share.path())
+}
+
+/// Runs `test` with a new share and a client of a daemon with these arguments, and ends all in the orderly way.
+fn with_client(args: &[&str], test: impl FnOnce(&Share, &mut Client) + Send) {
+    with_session(args, |share, session| test(share, session.client()));
+}
+
+/// Returns what the daemon wrote to stderr.
+fn with_session(args: &[&str], test: impl FnOnce(&Share, &mut Session) + Send) -> String {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        let mut session = Session::start(command(&share).args(args), DeviceConfig::default());
+        test(&share, &mut session);
+        let (status, stderr) = session.finish();
+        assert!(status.success(), "{status}\n{stderr}");
+        stderr
+    })
+}
