@@ -10,7 +10,7 @@ use sandbox::seccomp::{self, Mode, Policy};
 use super::BrokerError;
 use super::launch::socket::SocketFiles;
 use super::privileges::Privileges;
-use crate::config::{LogConfig, SeccompMode};
+use crate::config::SeccompMode;
 use crate::protocol::Services;
 
 /// The capabilities that stay, and the part of them that is effective between requests.
@@ -65,7 +65,6 @@ pub fn confine(
     own: CapabilitySet,
     files: Option<&SocketFiles>,
     seccomp: SeccompMode,
-    log: LogConfig,
 ) -> Result<Privileges, BrokerError> {
     let step = |step| move |errno: Errno| BrokerError::Confine { step, errno };
     if own.contains(Capability::CAP_SETGID) {
@@ -82,7 +81,6 @@ pub fn confine(
     privileges.stand_down().map_err(step("capset"))?;
     log::debug!("the broker keeps these capabilities: {}", limited.held);
     let mut widenings = Vec::new();
-    widenings.extend(log.syslog.then_some("syslog"));
     widenings.extend(services.make_device.then_some("make-device"));
     widenings.extend(services.trusted_xattr.then_some("trusted-xattr"));
     let applied = seccomp::apply(Policy::Broker, seccomp_mode(seccomp), &widenings)?;

@@ -20,17 +20,19 @@ mod requests;
 mod sealer;
 mod serve;
 mod services;
+mod supervisor;
 mod sys;
 
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::signalfd::SignalFd;
 
 pub use error::BrokerError;
 pub use reap::Outcome;
 
-use crate::config::Config;
+use crate::config::{Config, SocketSource};
 use crate::protocol::message::{ShareMount, Start};
 use crate::protocol::{Phase, ToWorker};
 use launch::share::Share;
@@ -40,6 +42,7 @@ use requests::{Server, TrustedNames};
 use sealer::Sealer;
 use serve::Device;
 use services::Offer;
+use supervisor::Supervisor;
 
 /// Serves one device from start to end. Call it from the process's first thread, before there is another and
 /// before anything was opened (`--fd` takes over an inherited number). `warnings` are logged first.
@@ -51,7 +54,7 @@ pub fn run<W: Display>(
     warnings: impl IntoIterator<Item = W>,
 ) -> Result<Outcome, BrokerError> {
     let listener = Listener::open(&config.socket);
-    log::init(config.log);
+    log::init(config.log, &subject(config));
     for warning in warnings {
         ::log::warn!("{warning}");
     }
@@ -70,6 +73,16 @@ pub fn run<W: Display>(
     }
 }
 
+/// What the log calls this device.
+fn subject(config: &Config) -> log::Subject {
+    let device = match (&config.worker.device.tag, &config.socket) {
+        (Some(tag), _) => tag.clone().into_bytes(),
+        (None, SocketSource::Path { path, .. }) => path.as_os_str().as_bytes().to_vec(),
+        (None, SocketSource::Fd(fd)) => format!("fd {fd}").into_bytes(),
+    };
+    log::Subject { share: config.shared_dir.as_os_str().as_bytes().to_vec(), device }
+}
+
 fn clean_up_after(error: BrokerError, files: Option<SocketFiles>) -> Result<Outcome, BrokerError> {
     if let Some(files) = files {
         files.remove();
@@ -85,6 +98,7 @@ fn prepare(
     signals: SignalFd,
 ) -> Result<Device, BrokerError> {
     let own = launch::own_capabilities();
+    let supervisor = Supervisor::from_environment(std::process::id(), |name| std::env::var_os(name));
     let share = Share::open(&config.shared_dir)?;
     launch::apply_nofile(config)?;
     launch::report_sandbox(config.confinement.sandbox);
@@ -94,7 +108,7 @@ fn prepare(
     let start = start_message(config, &share, view.mount, ids, &offer);
     drop(share);
 
-    let privileges = confine::confine(offer.services, own, files, config.confinement.seccomp, config.log)?;
+    let privileges = confine::confine(offer.services, own, files, config.confinement.seccomp)?;
     let fds = [view.share.as_fd(), socket.as_fd(), view.fd_directory.as_fd()];
     channel.send(&start, &fds).map_err(BrokerError::Start)?;
     let server = Server {
@@ -107,7 +121,7 @@ fn prepare(
         trusted_names: TrustedNames::of(config.worker.fs.xattrmap.as_deref()),
         readonly: config.worker.fs.readonly,
     };
-    Ok(Device::new(server, process, channel, log_pipe, signals))
+    Ok(Device::new(server, process, channel, log_pipe, signals).supervised_by(supervisor))
 }
 
 fn start_message(

@@ -18,6 +18,7 @@ use super::BrokerError;
 use super::log::{Forwarder, LineLimit, write_worker_line};
 use super::reap::{self, Outcome};
 use super::requests::{Answer, Server};
+use super::supervisor::{State, Supervisor};
 use crate::protocol::BrokerEnd;
 use crate::protocol::channel::Received;
 
@@ -58,6 +59,7 @@ pub struct Device {
     forwarder: Forwarder,
     signals: SignalFd,
     ending: Option<Ending>,
+    supervisor: Supervisor,
 }
 
 /// The worker is about to end.
@@ -89,7 +91,13 @@ impl Device {
     ) -> Self {
         let forwarder = Forwarder::new(LineLimit::for_level(log::max_level()), Instant::now());
         let (channel, log_pipe) = (Some(channel), Some(log_pipe.into()));
-        Self { server, worker: Some(worker), channel, log_pipe, forwarder, signals, ending: None }
+        let supervisor = Supervisor::default();
+        Self { server, worker: Some(worker), channel, log_pipe, forwarder, signals, ending: None, supervisor }
+    }
+
+    /// Tells this service manager how things stand.
+    pub fn supervised_by(self, supervisor: Supervisor) -> Self {
+        Self { supervisor, ..self }
     }
 
     /// Serves until the worker has ended.
@@ -97,8 +105,17 @@ impl Device {
     /// # Errors
     /// When the kernel can't tell about events or about the worker. The worker is then killed on drop.
     pub fn serve(&mut self) -> Result<Outcome, BrokerError> {
+        let outcome = self.serve_to_the_end();
+        self.supervisor.tell(State::Stopping);
+        outcome
+    }
+
+    fn serve_to_the_end(&mut self) -> Result<Outcome, BrokerError> {
         loop {
             let ready = self.wait()?;
+            if self.ending.is_none() {
+                self.supervisor.keep_alive(Instant::now());
+            }
             if ready.signal {
                 self.on_signal()?;
             }
@@ -140,8 +157,12 @@ impl Device {
     }
 
     fn timeout(&self) -> PollTimeout {
-        let Some(ending) = &self.ending else { return PollTimeout::NONE };
-        let left = ending.deadline.saturating_duration_since(Instant::now());
+        let next = match &self.ending {
+            Some(ending) => Some(ending.deadline),
+            None => self.supervisor.next(),
+        };
+        let Some(next) = next else { return PollTimeout::NONE };
+        let left = next.saturating_duration_since(Instant::now());
         // Rounded up, so that the deadline has passed when the wait is over.
         PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
     }
@@ -151,6 +172,7 @@ impl Device {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             let signal = signal.unwrap_or(Signal::SIGTERM);
             log::info!("{signal} received: ending");
+            self.supervisor.tell(State::Stopping);
             self.kill(Outcome::Stopped(signal))?;
         }
         Ok(())
@@ -179,10 +201,12 @@ impl Device {
                     log::warn!("{report}");
                 }
                 log::info!("Waiting for vhost-user socket connection...");
+                self.supervisor.tell(State::Ready);
                 Ok(())
             }
             Ok(Answer::Attached) => {
                 log::info!("Client connected, servicing requests");
+                self.supervisor.tell(State::Serving);
                 Ok(())
             }
             Err(violation) => return self.violation(&violation),

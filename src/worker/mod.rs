@@ -16,6 +16,7 @@ pub mod log;
 pub mod migrate;
 mod queue;
 mod request;
+mod view;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -27,12 +28,13 @@ use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::GuestMemoryAtomic;
 
-use broker_client::{BrokerClient, BrokerClientError, StartFds};
+use broker_client::{BrokerClient, BrokerClientError};
 use confine::ConfineError;
 use device::{AtomicMemory, Device, Memory};
 use fs::{FileSystem, Resources};
+use view::{View, ViewError};
 
-use crate::protocol::message::{LayerReport, ShareMount, Start};
+use crate::protocol::message::{LayerReport, Start};
 
 /// Why the worker ended otherwise than by the front end's leaving.
 #[derive(Debug, Error)]
@@ -40,6 +42,9 @@ pub enum WorkerError {
     /// It was started by hand, or the broker is gone.
     #[error("no broker to work for: {0}")]
     Broker(#[from] BrokerClientError),
+    /// What it is to see of the host's files can't be made.
+    #[error("{0}")]
+    View(#[from] ViewError),
     /// Confinement failed.
     #[error("confinement: {0}")]
     Confine(#[from] ConfineError),
@@ -66,13 +71,13 @@ pub enum WorkerError {
 pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
     let (broker, start, fds) = BrokerClient::start(channel)?;
     log::set_level(start.log_level);
-    let StartFds { share, listener, fd_directory } = fds;
+    let View { share, share_is_mount_root, fd_directory, listener } = View::new(&start, fds)?;
     let (baseline, missing) = confine::confine(&start, share.as_fd())?;
     fs::prepare_process(fd_directory.as_fd()).map_err(WorkerError::Share)?;
     let broker = Arc::new(broker);
     let resources = Resources {
         share,
-        share_is_mount_root: start.share_mount != ShareMount::Host,
+        share_is_mount_root,
         fd_directory,
         baseline,
         broker: Some(Arc::clone(&broker)),

@@ -4,6 +4,8 @@
 
 #[path = "features/modcaps.rs"]
 mod modcaps;
+#[path = "features/shares.rs"]
+mod shares;
 
 use std::time::Duration;
 

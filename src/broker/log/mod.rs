@@ -1,15 +1,17 @@
-//! The broker's log: its own lines and the worker's, to stderr or syslog.
+//! The broker's log: its own lines and the worker's, to stderr, to the journal (if that is where stderr goes: with
+//! fields of its own for share, device and error) or to syslog.
 //!
-//! Both outputs are open before the broker confines itself. Writing never waits long for a reader: lines that an
+//! All outputs are open before the broker confines itself. Writing never waits long for a reader: lines that an
 //! output can't take are counted and the loss is told when it takes lines again. Everything is escaped, whoever
 //! wrote it: an operator's terminal and log files see no control characters.
 //!
-//! - `mod.rs`: the logger of the process; `output.rs`: the two outputs; `clock.rs`: time stamps;
+//! - `mod.rs`: the logger of the process; `output.rs`: the outputs; `journal.rs`: the journal's protocol; `clock.rs`: time stamps;
 //! - `escape.rs`: text for one line; `forward.rs`: the worker's pipe → lines, limited in number.
 
 mod clock;
 mod escape;
 mod forward;
+mod journal;
 mod output;
 
 use std::sync::OnceLock;
@@ -18,6 +20,8 @@ use log::{Level, Log, Metadata, Record};
 
 use crate::config::LogConfig;
 pub use forward::{Forwarder, LineLimit};
+use journal::Journal;
+pub use journal::Subject;
 use output::{Origin, Output};
 
 struct BrokerLogger {
@@ -26,16 +30,13 @@ struct BrokerLogger {
 
 static LOGGER: BrokerLogger = BrokerLogger { output: OnceLock::new() };
 
-/// Opens the output and makes it the process's logger. If syslog can't be reached the log goes to stderr, and
-/// says so. A second call changes the level only.
-pub fn init(config: LogConfig) {
+/// Opens the output and makes it the process's logger. If syslog or the journal can't be reached the log goes to
+/// stderr, and says so. A second call changes the level only.
+pub fn init(config: LogConfig, subject: &Subject) {
     log::set_max_level(config.level);
     let mut complaint = None;
     let output = LOGGER.output.get_or_init(|| {
-        if !config.syslog {
-            return Output::stderr();
-        }
-        Output::syslog().unwrap_or_else(|error| {
+        open(config, subject).unwrap_or_else(|error| {
             complaint = Some(error);
             Output::stderr()
         })
@@ -43,9 +44,18 @@ pub fn init(config: LogConfig) {
     // An error means that a logger is set already: this one.
     let _ = log::set_logger(&LOGGER);
     if let Some(error) = complaint {
-        let text = format!("cannot log to syslog at {}: {error}; logging to stderr", output::SYSLOG_SOCKET);
+        let what = if config.syslog { output::SYSLOG_SOCKET } else { "the journal" };
+        let text = format!("cannot log to {what}: {error}; logging to stderr");
         output.write(Level::Warn, Origin::Broker, &text);
     }
+}
+
+fn open(config: LogConfig, subject: &Subject) -> std::io::Result<Output> {
+    if config.syslog {
+        return Output::syslog();
+    }
+    let journal = Journal::of_stderr(std::env::var_os("JOURNAL_STREAM"), subject)?;
+    Ok(journal.map_or_else(Output::stderr, Output::journal))
 }
 
 /// Writes a line of the worker, already escaped.

@@ -1,4 +1,4 @@
-//! Where log lines go: stderr, or the local syslog socket in the form of RFC 3164, facility user.
+//! Where log lines go: stderr, the journal, or the local syslog socket in the form of RFC 3164, facility user.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,6 +9,7 @@ use log::Level;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::clock;
+use super::journal::Journal;
 use crate::protocol::log_line::severity;
 
 /// Where syslogd and journald listen.
@@ -22,7 +23,7 @@ const MAX_WAIT_MS: u16 = 100;
 const FACILITY_USER: u8 = 1;
 
 /// The process that a line comes from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// This one.
     Broker,
@@ -42,6 +43,7 @@ pub struct Output {
 enum Destination {
     Stderr,
     Syslog { socket: UnixDatagram, pid: u32, failed: AtomicBool },
+    Journal { journal: Journal, failed: AtomicBool },
 }
 
 impl Output {
@@ -62,6 +64,11 @@ impl Output {
         Ok(Self::to(Destination::Syslog { socket, pid: std::process::id(), failed: AtomicBool::new(false) }))
     }
 
+    /// The journal.
+    pub fn journal(journal: Journal) -> Self {
+        Self::to(Destination::Journal { journal, failed: AtomicBool::new(false) })
+    }
+
     fn to(destination: Destination) -> Self {
         Self { destination, stalled: AtomicBool::new(false), lost: AtomicU64::new(0) }
     }
@@ -79,14 +86,22 @@ impl Output {
     }
 
     fn try_write(&self, level: Level, origin: Origin, text: &str) -> bool {
-        if let Destination::Syslog { socket, pid, failed } = &self.destination
-            && !failed.load(Ordering::Relaxed)
+        let daemon = match &self.destination {
+            Destination::Stderr => None,
+            Destination::Syslog { socket, pid, failed } => {
+                Some((socket, failed, syslog_line(*pid, level, origin, text)))
+            }
+            Destination::Journal { journal, failed } => {
+                Some((&journal.socket, failed, journal.entry(level, origin, text)))
+            }
+        };
+        if let Some((socket, failed, line)) = daemon.filter(|(_, failed, _)| !failed.load(Ordering::Relaxed))
         {
-            let line = syslog_line(*pid, level, origin, text);
-            match self.when_writable(socket.as_fd(), || socket.send(line.as_bytes())) {
+            let write = || nix::unistd::write(socket, line.as_bytes()).map_err(io::Error::from);
+            match self.when_writable(socket.as_fd(), write) {
                 Written::Yes => return true,
                 Written::Full => return false,
-                // The syslog daemon went away, and there is no connecting again from here.
+                // The daemon went away, and there is no connecting again from here.
                 Written::Failed => failed.store(true, Ordering::Relaxed),
             }
         }
