@@ -176,7 +176,7 @@ pub fn limit_to(keep: CapabilitySet) -> Result<Limited, CapabilityError> {
     let held = keep.intersection(CapabilitySet(before.permitted));
     let locked = CapabilitySet(before.effective).contains(Capability::CAP_SETPCAP);
     if locked {
-        drop_bounding(bounding_set().difference(keep))?;
+        drop_bounding(keep)?;
         lock_securebits()?;
     }
     caps::clear(None, caps::CapSet::Ambient).map_err(CapabilityError::Ambient)?;
@@ -189,14 +189,12 @@ pub fn limit_to(keep: CapabilitySet) -> Result<Limited, CapabilityError> {
 /// Reads everything back, so that a bug here or a surprising kernel is an error and not a hole.
 fn verify(keep: CapabilitySet, held: CapabilitySet, locked: bool) -> Result<(), CapabilityError> {
     let now = sys::capget().map_err(CapabilityError::Read)?;
-    let ambient = caps::read(None, caps::CapSet::Ambient).map_err(CapabilityError::Ambient)?;
-    let ambient = ambient.into_iter().collect();
     let bounding = if locked { bounding_set().difference(keep) } else { CapabilitySet::EMPTY };
     for (set, left) in [
         ("effective", CapabilitySet(now.effective).difference(held)),
         ("permitted", CapabilitySet(now.permitted).difference(held)),
+        // The kernel keeps the ambient set within the inheritable one.
         ("inheritable", CapabilitySet(now.inheritable)),
-        ("ambient", ambient),
         ("bounding", bounding),
     ] {
         if !left.is_empty() {
@@ -213,10 +211,16 @@ fn bounding_set() -> CapabilitySet {
     CapabilitySet(members.fold(0, |bits, (number, has)| bits | u64::from(has) << number))
 }
 
-fn drop_bounding(surplus: CapabilitySet) -> Result<(), CapabilityError> {
-    for number in (0..u64::BITS).filter(|number| surplus.0 >> number & 1 != 0) {
-        sys::bounding_drop(number)
-            .map_err(|errno| CapabilityError::Bounding { capability: CapabilitySet(1 << number), errno })?;
+/// The kernel numbers capabilities without gaps and answers EINVAL beyond its last.
+fn drop_bounding(keep: CapabilitySet) -> Result<(), CapabilityError> {
+    for number in (0..u64::BITS).filter(|number| keep.0 >> number & 1 == 0) {
+        match sys::bounding_drop(number) {
+            Ok(()) => {}
+            Err(Errno::EINVAL) if number > 0 => break,
+            Err(errno) => {
+                return Err(CapabilityError::Bounding { capability: CapabilitySet(1 << number), errno });
+            }
+        }
     }
     Ok(())
 }

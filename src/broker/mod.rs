@@ -108,9 +108,10 @@ fn prepare(
     let start = start_message(config, &share, view.mount, ids, &offer);
     drop(share);
 
-    let privileges = confine::confine(offer.services, own, files, config.confinement.seccomp)?;
     let fds = [view.share.as_fd(), socket.as_fd(), view.fd_directory.as_fd()];
     channel.send(&start, &fds).map_err(BrokerError::Start)?;
+    // The worker confines itself at the same time. Nothing that it says is read before the broker is confined.
+    let privileges = confine::confine(offer.services, own, files, config.confinement.seccomp)?;
     let server = Server {
         phase: Phase::Starting,
         services: offer.services,

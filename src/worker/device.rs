@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-
-use vhost_user_backend::{VhostUserBackend, VringMutex};
+use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -17,14 +16,13 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use super::dirty_log::DirtyLog;
 use super::fs::FileSystem;
 use super::queue::Queue;
+use super::vring::Vring;
 use crate::config::DeviceConfig;
 
 /// Guest memory with a dirty log.
 pub type Memory = GuestMemoryMmap<DirtyLog>;
 /// Guest memory whose layout the front end may change at any time.
 pub type AtomicMemory = GuestMemoryAtomic<Memory>;
-/// One virtqueue as vhost-user-backend keeps it.
-pub type Vring = VringMutex<AtomicMemory>;
 
 /// The largest virtqueue, in descriptors (virtio 1.3, 2.7: the most that a split virtqueue can have).
 const MAX_QUEUE_SIZE: usize = 32_768;

@@ -40,6 +40,10 @@ pub fn dispatch<B: Bitmap + 'static>(
             Ok(())
         }
         Operation::GetAttr { handle } => attr(out, fs.getattr(ctx, handle)?),
+        Operation::Statx { handle, flags, mask } => {
+            let attr = fs.statx(ctx, handle, flags, mask)?;
+            out.statx(&reply::statx(&attr.st, owner(&attr)), attr.valid)
+        }
         Operation::SetAttr(set) => attr(out, fs.setattr(thread, ctx, &set)?),
         Operation::ReadLink => out.fill(MAX_TARGET, |buf| fs.readlink(ctx, buf)),
         Operation::SymLink { name, target, ext } => entry(out, fs.symlink(thread, ctx, name, target, &ext)?),
@@ -149,11 +153,14 @@ fn length(bytes: usize) -> Result<u32> {
     u32::try_from(bytes).map_err(|_| Errno::E2BIG)
 }
 
+fn owner(attr: &Attr) -> Owner {
+    Owner { uid: GuestUid(attr.st.stx_uid), gid: GuestGid(attr.st.stx_gid) }
+}
+
 fn wire_attr(attr: &Attr) -> super::fuse::wire::Attr {
-    let owner = Owner { uid: GuestUid(attr.st.stx_uid), gid: GuestGid(attr.st.stx_gid) };
     let mut flags = AttrFlags::empty();
     flags.set(AttrFlags::SUBMOUNT, attr.submount);
-    reply::attr(&attr.st, owner, flags)
+    reply::attr(&attr.st, owner(attr), flags)
 }
 
 fn wire_entry(entry: &Entry) -> reply::Entry {

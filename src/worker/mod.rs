@@ -17,12 +17,14 @@ pub mod migrate;
 mod queue;
 mod request;
 mod view;
+mod vring;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use thiserror::Error;
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -31,7 +33,7 @@ use vm_memory::GuestMemoryAtomic;
 use broker_client::{BrokerClient, BrokerClientError};
 use confine::ConfineError;
 use device::{AtomicMemory, Device, Memory};
-use fs::{FileSystem, Resources};
+use fs::{Bounds, FileSystem, Resources};
 use view::{View, ViewError};
 
 use crate::protocol::message::{LayerReport, Start};
@@ -75,6 +77,7 @@ pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
     let (baseline, missing) = confine::confine(&start, share.as_fd())?;
     fs::prepare_process(fd_directory.as_fd()).map_err(WorkerError::Share)?;
     let broker = Arc::new(broker);
+    let (nofile, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(WorkerError::Share)?;
     let resources = Resources {
         share,
         share_is_mount_root,
@@ -82,9 +85,7 @@ pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
         baseline,
         broker: Some(Arc::clone(&broker)),
         services: start.services,
-        nofile: nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
-            .map_err(WorkerError::Share)?
-            .0,
+        bounds: Bounds::within(nofile, 1 + u64::from(start.config.device.num_request_queues)),
     };
     let fs = FileSystem::new(start.config.fs.clone(), resources).map_err(WorkerError::Share)?;
     serve(&start, fs, listener, &broker, missing)

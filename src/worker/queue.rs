@@ -14,9 +14,10 @@ use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
 use super::buffers::{ChainError, Scratch};
-use super::device::{AtomicMemory, Memory, Vring};
+use super::device::{AtomicMemory, Memory};
 use super::fs::{FileSystem, Thread};
 use super::request::Server;
+use super::vring::Vring;
 
 /// Requests taken from the available ring at once.
 const BATCH: usize = 64;
@@ -80,6 +81,7 @@ impl Queue {
         }
         if let Err(e) = self.drain(vring, memory) {
             self.broken = true;
+            vring.signal_error();
             log::error!(
                 "virtqueue {}: {e}; it is stopped until the guest's driver resets the device",
                 self.index

@@ -14,7 +14,9 @@
 //! - [`guest`] boots a real guest under QEMU.
 //! - [`procfs`] reads what the kernel says about a process.
 //! - [`program`] runs such programs, bounded.
+//! - [`mod@bench`] measures daemons side by side.
 
+pub mod bench;
 pub mod bounded;
 pub mod bridge;
 pub mod daemon;

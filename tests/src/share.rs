@@ -28,7 +28,8 @@ impl TempDir {
         TempDir::below(&paths::target_dir().join("tmp"))
     }
 
-    fn below(parent: &Path) -> TempDir {
+    /// A directory in `parent`, which is made when it is missing.
+    pub fn below(parent: &Path) -> TempDir {
         fs::create_dir_all(parent).unwrap_or_else(|e| panic!("cannot make {}: {e}", parent.display()));
         let template = parent.join("vfs-test-XXXXXX");
         let path = nix::unistd::mkdtemp(&template)

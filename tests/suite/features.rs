@@ -4,6 +4,8 @@
 
 #[path = "features/modcaps.rs"]
 mod modcaps;
+#[path = "features/negotiated.rs"]
+mod negotiated;
 #[path = "features/shares.rs"]
 mod shares;
 

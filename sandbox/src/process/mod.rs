@@ -131,6 +131,16 @@ impl Spawn<'_> {
     ///
     /// [`SpawnError`], by step; the process is then gone and reaped.
     pub fn spawn(self) -> Result<Child, SpawnError> {
+        self.spawn_while(|_| ()).map(|(child, ())| child)
+    }
+
+    /// As [`Self::spawn`], and runs `meanwhile` while the process is on its way to its program: its namespaces and
+    /// ids are those that it will have, its open files not yet.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnError`], by step; the process is then gone and reaped, and what `meanwhile` gave is dropped.
+    pub fn spawn_while<T>(self, meanwhile: impl FnOnce(&Child) -> T) -> Result<(Child, T), SpawnError> {
         let user_namespace = self.namespaces.contains(Namespaces::USER);
         if self.id_maps.is_some() != user_namespace {
             return Err(SpawnError::MapsWithoutNamespace { id_maps: self.id_maps.is_some() });
@@ -143,7 +153,11 @@ impl Spawn<'_> {
         if let Some(maps) = &self.id_maps {
             maps.write(child.pid())?;
         }
-        handshake(child, ours)
+        // A child that has failed already does not read: what it said is still there to be read, so an error of
+        // this send says nothing.
+        let _ = send(ours.as_raw_fd(), &[child::GO], MsgFlags::MSG_NOSIGNAL);
+        let done = meanwhile(&child);
+        executing(child, ours).map(|child| (child, done))
     }
 }
 
@@ -196,12 +210,10 @@ fn clone_with_flags(namespaces: Namespaces, pidfd: &mut RawFd) -> libc::c_long {
     unsafe { libc::syscall(libc::SYS_clone, flags, NULL, &raw mut *pidfd, NULL, NULL) }
 }
 
-/// Lets the child go on, and waits for what it says until its end of the channel closes with exec or death.
-fn handshake(mut child: Child, channel: UnixStream) -> Result<Child, SpawnError> {
+/// Waits for what the child says until its end of the channel closes with exec or death.
+fn executing(mut child: Child, channel: UnixStream) -> Result<Child, SpawnError> {
     let mut said = Vec::new();
-    // A child that has failed already does not read: what it said is still there to be read, so an error of this
-    // send says nothing. An error of the read leaves `said` short, and the child counts as dead.
-    let _ = send(channel.as_raw_fd(), &[child::GO], MsgFlags::MSG_NOSIGNAL);
+    // An error of the read leaves `said` short, and the child counts as dead.
     let _ = channel.take(2 * child::REPORT_SIZE as u64).read_to_end(&mut said);
     match Report::last(&said) {
         Some(Report::Executing) => Ok(child),

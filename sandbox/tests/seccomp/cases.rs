@@ -77,6 +77,7 @@ pub const CASES: &[Case] = &[
     case("io/recvmsg", &[NO], Other("recvmmsg", &[NO])),
     case("io/sendmsg", &[NO], Other("sendmmsg", &[NO])),
     case("vhost-user/fcntl:F_DUPFD_CLOEXEC", &[NO, 1030], Same(&[NO, 0])),
+    case("vhost-user/fcntl:F_SETFL, O_RDWR | O_NONBLOCK", &[NO, 4, 0x802], Same(&[NO, 4, 0x2802])),
     case("vhost-user/getsockopt:SOL_SOCKET, SO_DOMAIN", &[NO, 1, 39], Same(&[NO, 1, 17])),
     case("vhost-user/getsockopt:SOL_SOCKET, SO_TYPE", &[NO, 1, 3], Same(&[NO, 6, 3])),
     case("vhost-user/accept4", &[NO], Other("connect", &[NO])),

@@ -108,11 +108,13 @@ fn try_start(config: &Config, share: &Share, exe: &OwnedFd, plan: &IdPlan) -> Re
         namespaces,
         id_maps: plan.maps.clone(),
     };
-    let process = in_directory(share, || match config.confinement.sandbox {
-        SandboxMode::Namespace => spawn_in_namespaces(request),
-        SandboxMode::Chroot | SandboxMode::None => request(Namespaces::empty()).spawn(),
+    // What takes longest at a start is the worker's exec; its view is prepared meanwhile.
+    let prepare = |process: &Child| prepare_view(config, share, plan, process);
+    let (process, view) = in_directory(share, || match config.confinement.sandbox {
+        SandboxMode::Namespace => spawn_in_namespaces(request, prepare),
+        SandboxMode::Chroot | SandboxMode::None => request(Namespaces::empty()).spawn_while(prepare),
     })??;
-    let view = prepare_view(config, share, plan, &process)?;
+    let view = view?;
     log::info!("worker ids: {}", plan.description);
     Ok(Worker {
         process,
@@ -129,18 +131,21 @@ const NEEDED: Namespaces = Namespaces::USER.union(Namespaces::MOUNT).union(Names
 
 /// With all namespaces, or with those that are needed where making the others is forbidden: by systemd's
 /// `RestrictNamespaces=`, say, in a unit that has private ones for the broker and its worker.
-fn spawn_in_namespaces<'a>(request: impl Fn(Namespaces) -> Spawn<'a>) -> Result<Child, SpawnError> {
-    let refused = match request(Namespaces::all()).spawn() {
+fn spawn_in_namespaces<'a, T>(
+    request: impl Fn(Namespaces) -> Spawn<'a>,
+    meanwhile: impl Fn(&Child) -> T,
+) -> Result<(Child, T), SpawnError> {
+    let refused = match request(Namespaces::all()).spawn_while(&meanwhile) {
         Err(refused @ SpawnError::Clone { errno: Errno::EPERM, .. }) => refused,
         result => return result,
     };
     // Where those that are needed are forbidden too, the first error says it.
-    let child = request(NEEDED).spawn().map_err(|_| refused)?;
+    let started = request(NEEDED).spawn_while(&meanwhile).map_err(|_| refused)?;
     log::info!(
         "confinement: the worker's network, IPC, UTS and cgroup namespaces are the broker's: making others is \
          forbidden here (EPERM), for instance by RestrictNamespaces= of a unit"
     );
-    Ok(child)
+    Ok(started)
 }
 
 /// Nothing of the user's but what changes how a crash is shown.

@@ -1,4 +1,4 @@
-//! GETATTR, SETATTR, ACCESS, STATFS.
+//! GETATTR, STATX, SETATTR, ACCESS, STATFS.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -19,6 +19,20 @@ impl FileSystem {
         }
         let inode = self.inode(ctx.node)?;
         Ok(self.plain_attr(sys::statx_fd(self.fd(&inode)?.as_fd())?, false))
+    }
+
+    /// STATX: the attributes of `mask`, with the birth time where the host's file system has one. `flags` says how
+    /// fresh a remote file system's answer is to be (`AT_STATX_FORCE_SYNC`, `AT_STATX_DONT_SYNC`).
+    pub fn statx(&self, ctx: &Context, handle: Option<HandleId>, flags: u32, mask: u32) -> Result<Attr> {
+        let ask = |fd: BorrowedFd<'_>| {
+            let mask = mask & (libc::STATX_BASIC_STATS | libc::STATX_BTIME);
+            sys::statx_raw(fd, c"", libc::AT_EMPTY_PATH | flags as i32, mask)
+        };
+        let st = match handle {
+            Some(handle) => ask(self.handles.get(handle, ctx.node)?.fd())?,
+            None => ask(self.fd(&self.inode(ctx.node)?)?.as_fd())?,
+        };
+        Ok(self.plain_attr(st, false))
     }
 
     /// SETATTR. The owner changes before the mode, because changing the owner clears set-id bits.
@@ -88,7 +102,7 @@ enum Truncatable {
 }
 
 impl Truncatable {
-    fn new(fs: &FileSystem, inode: &super::Inode, handle: Option<&Arc<Handle>>) -> Result<Self> {
+    fn new(fs: &FileSystem, inode: &Arc<super::Inode>, handle: Option<&Arc<Handle>>) -> Result<Self> {
         match (inode.kind, handle) {
             (libc::S_IFDIR, _) => Err(Errno::EISDIR),
             (libc::S_IFREG, Some(handle)) if handle.may_write() => Ok(Self::Handle(Arc::clone(handle))),

@@ -2,11 +2,13 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::inodes::Inode;
 use super::open::Opened;
+use super::seats::HandleSeat;
 use super::sys::{self, Result};
 use super::{Entry, FileSystem, Thread};
 use crate::worker::fuse::operation::{Context, CreateExtensions, FileName, GuestGid, Open, SuppGroups};
@@ -21,6 +23,7 @@ impl FileSystem {
         umask: u32,
         ext: &CreateExtensions<'_>,
     ) -> Result<()> {
+        self.keeper.make_room()?;
         let (uid, gid) = self.owner(ctx)?;
         let mut groups = SuppGroups::default();
         for group in ext.groups.as_slice() {
@@ -93,7 +96,7 @@ impl FileSystem {
     fn created(
         &self,
         thread: &mut Thread,
-        parent: &Inode,
+        parent: &Arc<Inode>,
         name: &CStr,
         ext: &CreateExtensions<'_>,
         unlink_flags: i32,
@@ -106,7 +109,7 @@ impl FileSystem {
     }
 
     /// Takes away what was just made but can't be told of. Where that fails too, the name stays.
-    fn undo(&self, parent: &Inode, name: &CStr, unlink_flags: i32) {
+    fn undo(&self, parent: &Arc<Inode>, name: &CStr, unlink_flags: i32) {
         if let Ok(parent) = self.fd(parent) {
             let _ = sys::unlinkat(parent.as_fd(), name, unlink_flags);
         }
@@ -115,7 +118,7 @@ impl FileSystem {
     fn created_fd(
         &self,
         thread: &mut Thread,
-        parent: &Inode,
+        parent: &Arc<Inode>,
         fd: Result<OwnedFd>,
         ext: &CreateExtensions<'_>,
     ) -> Result<Entry> {
@@ -148,14 +151,13 @@ impl FileSystem {
                 e => e,
             });
         }
+        let seat = self.keeper.handle_seat()?;
         self.become_creator(thread, ctx, umask, ext)?;
         let flags = self.host_flags(thread, open.flags);
         let exclusive = flags | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
         let made = {
             let parent = self.fd(&parent)?;
-            self.keeper.with_room(&self.inodes, || {
-                sys::openat(parent.as_fd(), name.as_cstr(), exclusive, mode & 0o7777)
-            })
+            self.keeper.with_room(|| sys::openat(parent.as_fd(), name.as_cstr(), exclusive, mode & 0o7777))
         };
         match made {
             Ok(file) => {
@@ -164,7 +166,7 @@ impl FileSystem {
                     thread.become_root();
                     self.undo(&parent, name.as_cstr(), 0);
                 })?;
-                self.opened(entry, open, file)
+                self.opened(entry, open, file, seat)
             }
             Err(Errno::EEXIST) if open.flags & libc::O_EXCL as u32 == 0 => {
                 self.open_existing(thread, &parent, name.as_cstr(), open)
@@ -174,9 +176,9 @@ impl FileSystem {
     }
 
     /// The handle of a file that CREATE or TMPFILE has just made.
-    fn opened(&self, entry: Entry, open: Open, file: OwnedFd) -> Result<(Entry, Opened)> {
+    fn opened(&self, entry: Entry, open: Open, file: OwnedFd, seat: HandleSeat) -> Result<(Entry, Opened)> {
         let inode = self.inode(entry.node)?;
-        let handle = self.handles.insert(inode, open.flags, file);
+        let handle = self.handles.insert(inode, open.flags, file, seat);
         Ok((entry, Opened { handle, flags: self.file_cache_flags(open.flags) }))
     }
 
@@ -184,7 +186,7 @@ impl FileSystem {
     fn open_existing(
         &self,
         thread: &mut Thread,
-        parent: &Inode,
+        parent: &Arc<Inode>,
         name: &CStr,
         open: Open,
     ) -> Result<(Entry, Opened)> {
@@ -217,13 +219,14 @@ impl FileSystem {
     ) -> Result<(Entry, Opened)> {
         self.writable()?;
         let parent = self.dir_inode(ctx.node)?;
+        let seat = self.keeper.handle_seat()?;
         self.become_creator(thread, ctx, umask, ext)?;
         let no_link = open.flags as i32 & libc::O_EXCL;
         let flags = self.host_flags(thread, open.flags) | libc::O_TMPFILE | no_link;
         let file = sys::openat(self.fd(&parent)?.as_fd(), c".", flags, mode & 0o7777)?;
         let fd = self.path_fd(file.as_fd());
         let entry = self.created_fd(thread, &parent, fd, ext)?;
-        self.opened(entry, open, file)
+        self.opened(entry, open, file, seat)
     }
 
     /// An `O_PATH` fd of exactly the inode that a file is open on, whatever became of its name.

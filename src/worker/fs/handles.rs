@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::directory::DirStream;
 use super::inodes::Inode;
+use super::seats::HandleSeat;
 use super::slots::{Id, Slots};
 use super::sys::Result;
 use crate::worker::fuse::operation::{HandleId, NodeId};
@@ -19,6 +20,7 @@ pub struct Handle {
     pub flags: u32,
     file: OwnedFd,
     generation: u32,
+    _seat: HandleSeat,
     /// The position in the directory, and what was read ahead of it.
     pub directory: Mutex<DirStream>,
 }
@@ -41,10 +43,10 @@ impl Handles {
     }
 
     /// Adds an open file.
-    pub fn insert(&self, inode: Arc<Inode>, flags: u32, file: OwnedFd) -> HandleId {
+    pub fn insert(&self, inode: Arc<Inode>, flags: u32, file: OwnedFd, seat: HandleSeat) -> HandleId {
         let Id { id, generation } = self.0.reserve();
         let directory = Mutex::new(DirStream::default());
-        self.0.set(id, Arc::new(Handle { inode, flags, file, generation, directory }));
+        self.0.set(id, Arc::new(Handle { inode, flags, file, generation, _seat: seat, directory }));
         HandleId(id)
     }
 

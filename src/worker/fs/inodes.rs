@@ -8,14 +8,13 @@
 //! Lock order: a shard, then the slots. No system call runs under a shard's lock.
 
 use std::hash::BuildHasher;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::residence::Residence;
-use super::slots::{Cursor, Id, Slots};
+use super::residence::{HotFd, Residence};
+use super::slots::{Id, Slots};
 use crate::worker::fuse::operation::NodeId;
 
 /// Shards of the identity table; a power of two.
@@ -144,7 +143,7 @@ impl Inodes {
 
     /// Takes a reference to the inode of this identity, making it known if it isn't yet; then `fd`, an `O_PATH`
     /// fd of it, is taken and kept.
-    pub fn find_or_insert(&self, identity: Identity, kind: u32, fd: &mut Option<OwnedFd>) -> Found {
+    pub fn find_or_insert(&self, identity: Identity, kind: u32, fd: &mut Option<HotFd>) -> Found {
         let (mut shard, hash) = self.shard(&identity);
         if let Some(inode) = shard.find(hash, |inode| inode.identity == identity) {
             if !inode.residence.is_hot() {
@@ -202,7 +201,7 @@ impl Inodes {
     }
 
     /// Forgets everything but a new root, as at the start of a session.
-    pub fn reset(&self, root: Identity, kind: u32, fd: OwnedFd) {
+    pub fn reset(&self, root: Identity, kind: u32, fd: HotFd) {
         for Shard(shard) in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             for inode in shard.iter() {
@@ -214,11 +213,6 @@ impl Inodes {
         }
         self.slots.clear();
         self.find_or_insert(root, kind, &mut Some(fd));
-    }
-
-    /// Some inodes, round and round; see [`Slots::sweep`].
-    pub fn sweep(&self, cursor: &mut Cursor, max: usize) -> Vec<Arc<Inode>> {
-        self.slots.sweep(cursor, max)
     }
 }
 
@@ -236,14 +230,20 @@ fn take_reference(inode: &Inode, count: u64) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::residence::Keeper;
+    use super::super::seats::Bounds;
     use super::*;
+    use crate::config::InodeFileHandles;
+    use crate::protocol::Services;
 
     fn identity(ino: u64) -> Identity {
         Identity { mount: 1, device: 2, ino }
     }
 
-    fn fd() -> OwnedFd {
-        std::fs::File::open("/").unwrap().into()
+    fn fd() -> HotFd {
+        let bounds = Bounds::within(1024, 1);
+        let keeper = Keeper::new(InodeFileHandles::Never, None, Services::default(), bounds);
+        keeper.seat(std::fs::File::open("/").unwrap().into())
     }
 
     fn take(inodes: &Inodes, ino: u64) -> Arc<Inode> {
@@ -302,6 +302,8 @@ mod tests {
                 });
             }
         });
-        assert_eq!(inodes.sweep(&mut Cursor::default(), 10).len(), 1);
+        for ino in 2..5 {
+            assert_eq!(take(&inodes, ino).nlookup(), 1, "all references were given back");
+        }
     }
 }

@@ -23,7 +23,7 @@ impl FileSystem {
             LookupName::Name(name) => self.lookup_in(&parent, name.as_cstr()),
             LookupName::Current => {
                 let st = sys::statx_fd(self.fd(&parent)?.as_fd())?;
-                let fd = self.fd(&parent)?.as_fd().try_clone_to_owned().map_err(|_| Errno::last())?;
+                let fd = sys::duplicate(self.fd(&parent)?.as_fd())?;
                 Ok(self.entry(self.adopt(&st, fd)?, st, &parent.identity))
             }
             LookupName::Parent => self.lookup_parent(&parent),
@@ -31,12 +31,13 @@ impl FileSystem {
     }
 
     /// The parent directory, for the guest's export support. The share's root is its own parent.
-    fn lookup_parent(&self, child: &Inode) -> Result<Entry> {
+    fn lookup_parent(&self, child: &Arc<Inode>) -> Result<Entry> {
         let name = if child.id == NodeId::ROOT { c"." } else { c".." };
         if child.id != NodeId::ROOT && !self.resources.share_is_mount_root {
             // Without a mount of our own, a directory that someone moved out of the share would lead out.
             return Err(Errno::ESTALE);
         }
+        self.keeper.make_room()?;
         let fd = self.open_path(child, name, libc::O_DIRECTORY)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
         let identity = Identity::of(&st);
@@ -44,7 +45,7 @@ impl FileSystem {
     }
 
     /// Looks up a name, which must be a single component, and takes a reference for the guest.
-    pub(super) fn lookup_in(&self, parent: &Inode, name: &CStr) -> Result<Entry> {
+    pub(super) fn lookup_in(&self, parent: &Arc<Inode>, name: &CStr) -> Result<Entry> {
         let st = sys::statx_at(self.fd(parent)?.as_fd(), name)?;
         if let Some(inode) = self.inodes.find_hot(&Identity::of(&st)) {
             return Ok(self.entry(inode, st, &parent.identity));
@@ -53,16 +54,17 @@ impl FileSystem {
     }
 
     /// Looks up a name that is probably not known yet: open first, then ask what was opened.
-    pub(super) fn lookup_new(&self, parent: &Inode, name: &CStr) -> Result<Entry> {
+    pub(super) fn lookup_new(&self, parent: &Arc<Inode>, name: &CStr) -> Result<Entry> {
+        self.keeper.make_room()?;
         let fd = self.open_path(parent, name, libc::O_NOFOLLOW)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
         Ok(self.entry(self.adopt(&st, fd)?, st, &parent.identity))
     }
 
     /// An `O_PATH` fd of a name in a directory.
-    pub(super) fn open_path(&self, parent: &Inode, name: &CStr, flags: i32) -> Result<OwnedFd> {
+    pub(super) fn open_path(&self, parent: &Arc<Inode>, name: &CStr, flags: i32) -> Result<OwnedFd> {
         let parent = self.fd(parent)?;
-        self.keeper.with_room(&self.inodes, || sys::openat(parent.as_fd(), name, libc::O_PATH | flags, 0))
+        self.keeper.with_room(|| sys::openat(parent.as_fd(), name, libc::O_PATH | flags, 0))
     }
 
     /// The inode behind a fresh `O_PATH` fd, with a reference for the guest.
@@ -72,17 +74,17 @@ impl FileSystem {
         if st.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0 {
             self.keeper.reached_mount(fd.as_fd())?;
         }
-        let mut fd = Some(fd);
+        let mut fd = Some(self.keeper.seat(fd));
         loop {
             match self.inodes.find_or_insert(identity, kind, &mut fd) {
                 Found::New(inode) => {
-                    self.keeper.heated(&self.inodes);
+                    self.keeper.heated(&inode);
                     return Ok(inode);
                 }
                 Found::Known(inode) => return Ok(inode),
                 Found::Cold(inode) => {
                     let fd = fd.as_ref().ok_or(Errno::EIO)?;
-                    if !self.keeper.meet(&self.inodes, &inode, fd.as_fd())? {
+                    if !self.keeper.meet(&inode, fd.as_fd())? {
                         self.inodes.disown(&inode);
                     }
                 }
@@ -117,9 +119,8 @@ impl FileSystem {
 
     /// FORGET.
     pub fn forget(&self, node: NodeId, count: u64) {
-        if let Some(inode) = self.inodes.forget(node, count) {
-            self.keeper.gone(&inode);
-        }
+        // Its fd closes here, not under a lock of the table.
+        drop(self.inodes.forget(node, count));
     }
 
     /// BATCH_FORGET.

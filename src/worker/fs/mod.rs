@@ -23,10 +23,11 @@ mod open;
 mod privileged;
 mod readdir;
 mod residence;
+mod seats;
 mod session;
 mod slots;
 mod sync;
-mod sys;
+pub(in crate::worker) mod sys;
 mod xattr;
 
 use std::ffi::CString;
@@ -41,6 +42,7 @@ pub use credentials::Thread;
 pub use directory::RawEntry;
 pub use open::Opened;
 pub use readdir::DirSink;
+pub use seats::Bounds;
 
 use crate::config::id_translation::IdTranslator;
 use crate::config::xattrmap::XattrMap;
@@ -49,6 +51,7 @@ use crate::protocol::Services;
 use crate::worker::broker_client::BrokerClient;
 use crate::worker::fuse::negotiate::Service;
 use crate::worker::fuse::operation::{Context, NodeId};
+use crate::worker::fuse::wire::InitFlags;
 use handles::Handles;
 use inodes::{Inode, Inodes};
 use residence::{InodeFd, Keeper};
@@ -106,8 +109,8 @@ pub struct Resources {
     pub broker: Option<Arc<BrokerClient>>,
     /// What the broker serves.
     pub services: Services,
-    /// RLIMIT_NOFILE.
-    pub nofile: u64,
+    /// How many fds inodes and handles may take.
+    pub bounds: Bounds,
 }
 
 /// The passthrough file system of one device.
@@ -141,7 +144,7 @@ impl FileSystem {
             config.inode_file_handles,
             resources.broker.clone(),
             resources.services,
-            resources.nofile,
+            resources.bounds,
         );
         let fs = FileSystem {
             keeper,
@@ -165,8 +168,16 @@ impl FileSystem {
     }
 
     /// What this file system serves beyond the options, for INIT.
+    ///
+    /// Not among it, whatever the cache policy: NO_OPEN_SUPPORT and NO_OPENDIR_SUPPORT. A guest that was told not
+    /// to open comes with handle 0 from then on, and goes on so after a migration, on a destination that can't
+    /// know: the stream has no word for it.
     pub fn service(&self) -> Service {
-        Service::default()
+        let mut extra = InitFlags::empty();
+        // Another target is another inode, so what the guest knows of a link holds as long as the name's entry.
+        let trusted_for_long = matches!(self.config.cache, CachePolicy::Always | CachePolicy::Metadata);
+        extra.set(InitFlags::CACHE_SYMLINKS, trusted_for_long);
+        Service { extra, ..Service::default() }
     }
 
     /// The inode of a node id.
@@ -181,8 +192,8 @@ impl FileSystem {
     }
 
     /// An fd of the inode, for as long as the value lives.
-    fn fd<'a>(&self, inode: &'a Inode) -> Result<InodeFd<'a>> {
-        self.keeper.hold(&self.inodes, inode)
+    fn fd<'a>(&self, inode: &'a Arc<Inode>) -> Result<InodeFd<'a>> {
+        self.keeper.hold(inode)
     }
 
     fn fd_directory(&self) -> BorrowedFd<'_> {
@@ -190,11 +201,11 @@ impl FileSystem {
     }
 
     /// A file description for the inode itself, whatever became of its name.
-    fn reopen(&self, inode: &Inode, flags: i32) -> Result<OwnedFd> {
+    fn reopen(&self, inode: &Arc<Inode>, flags: i32) -> Result<OwnedFd> {
         let fd = self.fd(inode)?;
         let name = sys::FdName::new(fd.as_fd());
         let flags = flags & !libc::O_NOFOLLOW;
-        self.keeper.with_room(&self.inodes, || sys::openat(self.fd_directory(), name.as_cstr(), flags, 0))
+        self.keeper.with_room(|| sys::openat(self.fd_directory(), name.as_cstr(), flags, 0))
     }
 
     /// EROFS on a read-only device.

@@ -57,12 +57,13 @@ impl FileSystem {
             return Err(Errno::EROFS);
         }
         thread.become_root();
+        let seat = self.keeper.handle_seat()?;
         let reopen = || self.reopen(&inode, flags);
         let file = if open.kill_suidgid { thread.without_fsetid(reopen)? } else { reopen()? };
         if flags & libc::O_TRUNC != 0 {
             self.drop_renamed_capability(&inode)?;
         }
-        let handle = self.handles.insert(inode, open.flags, file);
+        let handle = self.handles.insert(inode, open.flags, file, seat);
         Ok(Opened { handle, flags: self.file_cache_flags(open.flags) })
     }
 
@@ -100,6 +101,7 @@ impl FileSystem {
     pub fn opendir(&self, thread: &mut Thread, ctx: &Context, open: Open) -> Result<Opened> {
         let inode = self.dir_inode(ctx.node)?;
         thread.become_root();
+        let seat = self.keeper.handle_seat()?;
         let file = sys::openat(self.fd(&inode)?.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         let flags = match self.config.cache {
             CachePolicy::Always | CachePolicy::Metadata => {
@@ -107,7 +109,7 @@ impl FileSystem {
             }
             CachePolicy::Auto | CachePolicy::Never => OpenReplyFlags::empty(),
         };
-        let handle = self.handles.insert(inode, open.flags, file);
+        let handle = self.handles.insert(inode, open.flags, file, seat);
         Ok(Opened { handle, flags })
     }
 

@@ -4,6 +4,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -35,7 +36,7 @@ impl FileSystem {
         &self,
         thread: &mut Thread,
         ctx: &Context,
-        parent: &Inode,
+        parent: &Arc<Inode>,
         name: FileName<'_>,
         (mode, rdev, umask): (u32, u32, u32),
     ) -> Result<()> {

@@ -1,6 +1,6 @@
 //! READDIR and READDIRPLUS.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use nix::errno::Errno;
 
@@ -59,7 +59,7 @@ impl FileSystem {
         &self,
         ctx: &Context,
         read: ReadDir,
-        mut each: impl FnMut(&Inode, &RawEntry<'_>) -> Result<bool>,
+        mut each: impl FnMut(&Arc<Inode>, &RawEntry<'_>) -> Result<bool>,
     ) -> Result<()> {
         let handle = self.handles.get(read.handle, ctx.node)?;
         if !handle.inode.is_dir() {
@@ -80,7 +80,7 @@ impl FileSystem {
     }
 
     /// Looks up an entry of a listing, opening it first when its inode is probably not known yet.
-    fn lookup_listed(&self, parent: &Inode, entry: &RawEntry<'_>) -> Result<Entry> {
+    fn lookup_listed(&self, parent: &Arc<Inode>, entry: &RawEntry<'_>) -> Result<Entry> {
         let guess = Identity { ino: entry.ino, ..parent.identity };
         if self.inodes.knows(&guess) {
             self.lookup_in(parent, entry.name)

@@ -1,32 +1,39 @@
 //! What an idle inode is kept by: an `O_PATH` fd while it is hot, a handle sealed by the broker once it is cold.
 //!
-//! Fds are bounded: when there are more hot inodes than the limit, a batch of those that were not used lately
+//! Fds are bounded ([`Bounds`]): when there are too many hot inodes, a batch of those that were not used lately
 //! (CLOCK) is sealed and their fds are closed. Using a cold inode opens its handle again, through the broker,
-//! because only the broker may. A warm workload does neither.
+//! because only the broker may. A warm workload does neither. Work is in proportion to the hot inodes, never to
+//! all that the guest knows.
 //!
-//! Lock order: the clock's hand, then an inode's state; no shard of the inode table is locked meanwhile.
+//! An unlinked inode stays hot: it lives as long as somebody has it open, and its fd may be the last.
+//!
+//! Lock order: `sealing`, then an inode's state, then `clock`, which is a leaf. Whoever holds an inode's fd may
+//! wait for `sealing`: the thread that seals never waits for an inode's state. No shard of the inode table is
+//! locked meanwhile.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 
-use super::inodes::{Inode, Inodes};
-use super::slots::Cursor;
-use super::sys::Result;
+use super::inodes::Inode;
+use super::seats::{Bounds, HandleSeat, InodeSeat, Seats};
+use super::sys::{self, Result};
 use crate::config::InodeFileHandles;
 use crate::protocol::bounded::Bytes;
 use crate::protocol::phase::Service;
-use crate::protocol::{FileHandle, MAX_FDS, SealedHandle, Services};
+use crate::protocol::{FileHandle, SealedHandle, Services};
 use crate::worker::broker_client::BrokerClient;
+use crate::worker::fuse::operation::NodeId;
 
-/// Inodes looked at, at most, for one batch to seal.
-const SCAN_LIMIT: usize = 4 * MAX_FDS;
+/// Entries of the clock beyond twice the hot inodes: then those of inodes that are gone are taken out.
+const CLOCK_SLACK: usize = 1024;
 
-/// Fds that are left alone for everything that is not an inode or a handle.
-const RESERVED: u64 = 128;
+/// Batches of idle inodes that are looked through for one that can be sealed.
+const MAX_BATCHES: usize = 4;
 
 /// An inode's fd or sealed handle.
 ///
@@ -35,12 +42,22 @@ pub struct Residence {
     state: RwLock<State>,
     /// Used since the clock's hand last passed.
     used: AtomicBool,
-    /// Its file system gives no handles, or they can't be sealed: it stays hot.
-    unsealable: AtomicBool,
+}
+
+/// The fd of a hot inode, and its seat.
+pub struct HotFd {
+    fd: OwnedFd,
+    _seat: InodeSeat,
+}
+
+impl AsFd for HotFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 enum State {
-    Hot(OwnedFd),
+    Hot(HotFd),
     Cold(ColdHandle),
 }
 
@@ -87,12 +104,8 @@ impl AsFd for InodeFd<'_> {
 
 impl Residence {
     /// A hot one.
-    pub fn hot(fd: OwnedFd) -> Self {
-        Residence {
-            state: RwLock::new(State::Hot(fd)),
-            used: AtomicBool::new(false),
-            unsealable: AtomicBool::new(false),
-        }
+    pub fn hot(fd: HotFd) -> Self {
+        Residence { state: RwLock::new(State::Hot(fd)), used: AtomicBool::new(false) }
     }
 
     /// Is there an fd now? Only sure as long as nobody seals.
@@ -103,10 +116,18 @@ impl Residence {
     /// The fd, if it is hot.
     fn fd(&self) -> Option<InodeFd<'_>> {
         let hot = RwLockReadGuard::try_map(self.state.read_recursive(), |state| match state {
-            State::Hot(fd) => Some(fd),
+            State::Hot(hot) => Some(&hot.fd),
             State::Cold(_) => None,
         });
         hot.ok().map(InodeFd)
+    }
+
+    /// The sealed handle, if it is cold.
+    fn sealed(&self) -> Option<Result<SealedHandle>> {
+        match &*self.state.read_recursive() {
+            State::Hot(_) => None,
+            State::Cold(cold) => Some(cold.sealed().ok_or(Errno::EIO)),
+        }
     }
 
     /// Is it the inode of this handle? Nothing is known of a hot one.
@@ -118,7 +139,7 @@ impl Residence {
     }
 
     /// Puts an fd in the place of the handle; `false`, and the fd closed, when it is hot already.
-    fn warm(&self, fd: OwnedFd) -> bool {
+    fn warm(&self, fd: HotFd) -> bool {
         let mut state = self.state.write();
         let cold = matches!(*state, State::Cold(_));
         if cold {
@@ -127,86 +148,118 @@ impl Residence {
         cold
     }
 
-    /// Puts a handle in the place of the fd; `false` when it is in use or cold already.
+    /// Puts a handle in the place of the fd; `false` when it is in use.
     fn cool(&self, sealed: &SealedHandle) -> bool {
         let Some(mut state) = self.state.try_write() else { return false };
-        let hot = matches!(*state, State::Hot(_));
-        if hot {
-            *state = State::Cold(ColdHandle::new(sealed));
-        }
-        hot
+        let before = std::mem::replace(&mut *state, State::Cold(ColdHandle::new(sealed)));
+        // The fd closes when nobody waits for the lock.
+        drop(state);
+        drop(before);
+        true
     }
 }
 
-/// Keeps the number of hot inodes within bounds.
+/// Keeps the number of fds within bounds.
 pub struct Keeper {
     /// Seals and opens handles.
     broker: Option<Arc<BrokerClient>>,
     /// Wants to know of each mount of the share.
     mounts: Option<Arc<BrokerClient>>,
     mandatory: bool,
-    limit: usize,
-    hot: AtomicUsize,
-    hand: Mutex<Cursor>,
+    bounds: Bounds,
+    seats: Seats,
+    /// Every hot inode that can be sealed, once; and some that are gone.
+    clock: Mutex<VecDeque<Weak<Inode>>>,
+    /// Held by the one thread that seals.
+    sealing: Mutex<()>,
 }
 
 impl Keeper {
-    /// `nofile` is the process's limit of open fds. Without a broker that serves handles, or with
-    /// `--inode-file-handles=never`, every inode stays hot.
+    /// Without a broker that serves handles, or with `--inode-file-handles=never`, every inode stays hot.
     pub fn new(
         mode: InodeFileHandles,
         broker: Option<Arc<BrokerClient>>,
         services: Services,
-        nofile: u64,
+        bounds: Bounds,
     ) -> Self {
-        // A quarter is for handles, so that a guest that looks up everything can still open files.
-        let limit = nofile.saturating_sub(RESERVED) / 4 * 3;
         Keeper {
             mounts: broker.clone().filter(|_| services.has(Service::Mounts)),
             broker: broker.filter(|_| services.handles && mode != InodeFileHandles::Never),
             mandatory: mode == InodeFileHandles::Mandatory,
-            limit: usize::try_from(limit).unwrap_or(usize::MAX).max(1),
-            hot: AtomicUsize::new(0),
-            hand: Mutex::new(Cursor::default()),
+            bounds,
+            seats: Seats::default(),
+            clock: Mutex::new(VecDeque::new()),
+            sealing: Mutex::new(()),
         }
     }
 
-    /// Another inode became hot.
-    pub fn heated(&self, inodes: &Inodes) {
-        let hot = self.hot.fetch_add(1, Ordering::Relaxed) + 1;
-        // Whoever finds the hand taken leaves it to that thread, until it is really too much.
-        if hot > self.limit
-            && self.broker.is_some()
-            && let Some(mut hand) = self.hand.try_lock()
+    /// A seat for an inode's fd.
+    pub fn seat(&self, fd: OwnedFd) -> HotFd {
+        HotFd { fd, _seat: self.seats.inode() }
+    }
+
+    /// A seat for a handle that is about to be opened.
+    ///
+    /// # Errors
+    /// EMFILE when the guest has as much open as this process can have.
+    pub fn handle_seat(&self) -> Result<HandleSeat> {
+        self.make_room()?;
+        Ok(self.seats.handle())
+    }
+
+    /// Makes sure that one more fd can be kept. Called before anything is changed on the host.
+    ///
+    /// # Errors
+    /// EMFILE when the guest has as much open as this process can have.
+    pub fn make_room(&self) -> Result<()> {
+        if self.has_room() {
+            return Ok(());
+        }
+        let _one = self.sealing.lock();
+        if !self.has_room() {
+            self.seal_some();
+        }
+        if self.has_room() { Ok(()) } else { Err(Errno::EMFILE) }
+    }
+
+    fn has_room(&self) -> bool {
+        self.seats.taken() < self.bounds.total
+    }
+
+    /// An inode became hot.
+    pub fn heated(&self, inode: &Arc<Inode>) {
+        if self.broker.is_none() || inode.id == NodeId::ROOT {
+            return;
+        }
+        self.watch([Arc::downgrade(inode)]);
+        // Whoever finds another thread at it leaves it to that one, until it is really too much.
+        if (self.seats.inodes() > self.bounds.inodes || !self.has_room())
+            && let Some(_one) = self.sealing.try_lock()
         {
-            self.seal_some(inodes, &mut hand);
+            self.seal_some();
         }
     }
 
-    /// An inode is gone for good.
-    pub fn gone(&self, inode: &Inode) {
-        if inode.residence.is_hot() {
-            self.cooled(1);
+    /// Puts hot inodes behind the clock's hand.
+    fn watch(&self, inodes: impl IntoIterator<Item = Weak<Inode>>) {
+        let mut clock = self.clock.lock();
+        clock.extend(inodes);
+        if clock.len() > self.seats.inodes().saturating_mul(2).saturating_add(CLOCK_SLACK) {
+            clock.retain(|inode| inode.strong_count() > 0);
         }
     }
 
     /// All inodes are gone.
     pub fn reset(&self) {
-        self.hot.store(0, Ordering::Relaxed);
-    }
-
-    fn cooled(&self, count: usize) {
-        // After a reset, requests still under way may take back what doesn't count any more.
-        let _ = self
-            .hot
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |hot| Some(hot.saturating_sub(count)));
+        let before = std::mem::take(&mut *self.clock.lock());
+        drop(before);
     }
 
     /// The inode's fd, opened again if it is cold.
     ///
     /// # Errors
     /// ESTALE when the file of a cold inode is gone; EMFILE, ENFILE.
-    pub fn hold<'a>(&self, inodes: &Inodes, inode: &'a Inode) -> Result<InodeFd<'a>> {
+    pub fn hold<'a>(&self, inode: &'a Arc<Inode>) -> Result<InodeFd<'a>> {
         // An inode that is sealed again each time it is opened would need a limit of hot inodes of nearly zero.
         for _ in 0..16 {
             if let Some(fd) = inode.residence.fd() {
@@ -215,32 +268,38 @@ impl Keeper {
                 }
                 return Ok(fd);
             }
-            let fd = self.reopen(inodes, inode)?;
-            if inode.residence.warm(fd) {
-                self.heated(inodes);
-            }
+            self.reopen(inode)?;
         }
         Err(Errno::EMFILE)
     }
 
-    fn reopen(&self, inodes: &Inodes, inode: &Inode) -> Result<OwnedFd> {
-        let sealed = match &*inode.residence.state.read_recursive() {
-            State::Hot(fd) => return fd.try_clone().map_err(|_| Errno::last()),
-            State::Cold(cold) => cold.sealed().ok_or(Errno::EIO)?,
-        };
+    /// Makes a cold inode hot.
+    fn reopen(&self, inode: &Arc<Inode>) -> Result<()> {
+        let Some(sealed) = inode.residence.sealed() else { return Ok(()) };
+        let sealed = sealed?;
         let broker = self.broker.as_ref().ok_or(Errno::ESTALE)?;
-        self.with_room(inodes, || broker.reopen(&sealed).map_err(|e| Errno::from_raw(e.errno().code())))
+        self.make_room()?;
+        let fd = self.with_room(|| broker.reopen(&sealed).map_err(|e| Errno::from_raw(e.errno().code())))?;
+        // Used from the start: the hand doesn't take it away before it served once.
+        inode.residence.used.store(true, Ordering::Relaxed);
+        if inode.residence.warm(self.seat(fd)) {
+            self.heated(inode);
+        }
+        Ok(())
     }
 
     /// Runs a call that makes an fd; when there are too many, closes those of idle inodes and tries again.
     ///
     /// # Errors
     /// What the call says.
-    pub fn with_room<T>(&self, inodes: &Inodes, mut call: impl FnMut() -> Result<T>) -> Result<T> {
+    pub fn with_room<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
         match call() {
             Err(e @ (Errno::EMFILE | Errno::ENFILE)) => {
-                let sealed = self.broker.is_some() && self.seal_some(inodes, &mut self.hand.lock()) > 0;
-                if sealed { call() } else { Err(e) }
+                let sealed = {
+                    let _one = self.sealing.lock();
+                    self.seal_some()
+                };
+                if sealed > 0 { call() } else { Err(e) }
             }
             result => result,
         }
@@ -251,7 +310,7 @@ impl Keeper {
     ///
     /// # Errors
     /// What sealing `fd` says: two seals of one inode are equal.
-    pub fn meet(&self, inodes: &Inodes, inode: &Inode, fd: BorrowedFd<'_>) -> Result<bool> {
+    pub fn meet(&self, inode: &Arc<Inode>, fd: BorrowedFd<'_>) -> Result<bool> {
         let broker = self.broker.as_ref().ok_or(Errno::ESTALE)?;
         let mut results = broker.seal(&[fd]).map_err(|e| Errno::from_raw(e.errno().code()))?;
         let sealed = match results.pop() {
@@ -261,8 +320,9 @@ impl Keeper {
         if inode.residence.is_cold_and(&sealed) == Some(false) {
             return Ok(false);
         }
-        if inode.residence.warm(fd.try_clone_to_owned().map_err(|_| Errno::last())?) {
-            self.heated(inodes);
+        let fd = self.with_room(|| sys::duplicate(fd))?;
+        if inode.residence.warm(self.seat(fd)) {
+            self.heated(inode);
         }
         Ok(true)
     }
@@ -287,23 +347,34 @@ impl Keeper {
         }
     }
 
-    /// Seals a batch of inodes that were not used lately and closes their fds; how many.
-    fn seal_some(&self, inodes: &Inodes, hand: &mut Cursor) -> usize {
+    /// Seals a batch of inodes that were not used lately and closes their fds; how many. The caller holds
+    /// `sealing`.
+    fn seal_some(&self) -> usize {
         let Some(broker) = &self.broker else { return 0 };
-        let mut batch = Vec::with_capacity(MAX_FDS);
-        let mut scanned = 0;
-        // Two rounds at most: the first may only take the marks away.
-        while batch.len() < MAX_FDS && scanned < SCAN_LIMIT.max(self.limit.saturating_mul(3)) {
-            let step = inodes.sweep(hand, MAX_FDS);
-            if step.is_empty() {
-                break;
+        for _ in 0..MAX_BATCHES {
+            match self.seal_batch(broker, self.idle()) {
+                0 => {}
+                cooled => return cooled,
             }
-            scanned += step.len();
-            let room = MAX_FDS - batch.len();
-            batch.extend(step.into_iter().filter(is_idle).take(room));
         }
-        let held: Vec<_> = batch.iter().filter_map(|inode| Some((inode, inode.residence.fd()?))).collect();
+        0
+    }
+
+    fn seal_batch(&self, broker: &BrokerClient, batch: Vec<Arc<Inode>>) -> usize {
+        let mut busy = Vec::new();
+        let held: Vec<_> = batch
+            .iter()
+            .filter_map(|inode| Some((inode, inode.residence.fd()?)))
+            .filter(|(inode, fd)| {
+                let linked = sys::statx_fd(fd.as_fd()).is_ok_and(|st| st.stx_nlink > 0);
+                if !linked {
+                    busy.push(Arc::downgrade(inode));
+                }
+                linked
+            })
+            .collect();
         if held.is_empty() {
+            self.watch(busy);
             return 0;
         }
         let fds: Vec<_> = held.iter().map(|(_, fd)| fd.as_fd()).collect();
@@ -311,28 +382,46 @@ impl Keeper {
             Ok(results) => results,
             Err(e) => {
                 log::error!("cannot seal the handles of idle inodes: {e}");
+                busy.extend(held.iter().map(|(inode, _)| Arc::downgrade(inode)));
+                self.watch(busy);
                 return 0;
             }
         };
-        let inodes: Vec<_> = held.iter().map(|(inode, _)| *inode).collect();
+        let inodes: Vec<_> = held.iter().map(|(inode, _)| Arc::clone(inode)).collect();
+        drop(fds);
         drop(held);
         let mut cooled = 0;
         for (inode, result) in inodes.into_iter().zip(results) {
-            match result {
-                Ok(sealed) => cooled += usize::from(inode.residence.cool(&sealed)),
-                Err(_) => inode.residence.unsealable.store(true, Ordering::Relaxed),
+            // One without a handle stays hot for good: it is not watched any more.
+            let Ok(sealed) = result else { continue };
+            if inode.residence.cool(&sealed) {
+                cooled += 1;
+            } else {
+                busy.push(Arc::downgrade(&inode));
             }
         }
-        self.cooled(cooled);
+        self.watch(busy);
         cooled
     }
-}
 
-/// Has the clock's hand passed since it was last used? Takes the mark away.
-fn is_idle(inode: &Arc<Inode>) -> bool {
-    let residence = &inode.residence;
-    !residence.used.swap(false, Ordering::Relaxed)
-        && !residence.unsealable.load(Ordering::Relaxed)
-        && inode.id != crate::worker::fuse::operation::NodeId::ROOT
-        && residence.is_hot()
+    /// Takes a batch of inodes that were not used since the hand last passed them out of the clock.
+    fn idle(&self) -> Vec<Arc<Inode>> {
+        let mut batch = Vec::with_capacity(self.bounds.batch);
+        let mut clock = self.clock.lock();
+        // Two rounds at most: the first may only take the marks away.
+        for _ in 0..clock.len().saturating_mul(2) {
+            if batch.len() == self.bounds.batch {
+                break;
+            }
+            let Some(watched) = clock.pop_front() else { break };
+            match watched.upgrade() {
+                Some(inode) if inode.residence.used.swap(false, Ordering::Relaxed) => {
+                    clock.push_back(watched)
+                }
+                Some(inode) => batch.push(inode),
+                None => {}
+            }
+        }
+        batch
+    }
 }

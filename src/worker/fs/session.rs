@@ -72,7 +72,8 @@ impl FileSystem {
         let st = sys::statx_fd(super::borrow(&self.resources.share))?;
         let fd = self.resources.share.try_clone().map_err(|_| Errno::last())?;
         self.keeper.reset();
-        self.inodes.reset(Identity::of(&st), u32::from(st.stx_mode) & libc::S_IFMT, fd);
+        let root = self.keeper.seat(fd);
+        self.inodes.reset(Identity::of(&st), u32::from(st.stx_mode) & libc::S_IFMT, root);
         Ok(())
     }
 

@@ -39,13 +39,6 @@ struct Allocator {
     free: Vec<(u64, u32)>,
 }
 
-/// A place in the table, for [`Slots::sweep`].
-#[derive(Default)]
-pub struct Cursor {
-    stripe: usize,
-    index: usize,
-}
-
 /// A new id; `generation` tells apart two uses of the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id {
@@ -127,33 +120,6 @@ impl<T> Slots<T> {
             Some(slot) => slot.take(),
             None => entries.sparse.remove(&id),
         }
-    }
-
-    /// Up to `max` entries from where `cursor` stands, which moves on, round and round. All from one stripe, so
-    /// there may be fewer; none when the table is empty.
-    pub fn sweep(&self, cursor: &mut Cursor, max: usize) -> Vec<Arc<T>> {
-        for _ in 0..=self.stripes.len() {
-            let Some(stripe) = self.stripes.get(cursor.stripe) else {
-                *cursor = Cursor::default();
-                continue;
-            };
-            let entries = stripe.0.read().unwrap_or_else(PoisonError::into_inner);
-            let mut found = Vec::new();
-            for slot in entries.dense.iter().skip(cursor.index) {
-                if found.len() == max {
-                    break;
-                }
-                cursor.index += 1;
-                found.extend(slot.clone());
-            }
-            if found.len() < max {
-                *cursor = Cursor { stripe: cursor.stripe + 1, index: 0 };
-            }
-            if !found.is_empty() {
-                return found;
-            }
-        }
-        Vec::new()
     }
 
     /// Drops all entries and starts again at the first id.

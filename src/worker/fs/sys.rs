@@ -254,9 +254,14 @@ pub fn copy_file_range(
     check(n).map(|n| n as usize)
 }
 
+/// Another fd of the same open file.
+pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    fd.try_clone_to_owned().map_err(|_| Errno::last())
+}
+
 /// What `close` of one more reference to this open file says: where a file system reports delayed errors.
 pub fn flush(fd: BorrowedFd<'_>) -> Result<()> {
-    let copy = fd.try_clone_to_owned().map_err(|_| Errno::last())?;
+    let copy = duplicate(fd)?;
     // SAFETY: the fd is ours and is given up here; Linux frees it even when close reports an error.
     check(unsafe { libc::close(copy.into_raw_fd()) }).map(drop)
 }

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
@@ -137,7 +138,7 @@ impl FileSystem {
     }
 
     /// Removes the capabilities of a file that is about to change, where the map hides them from the kernel.
-    pub(super) fn drop_renamed_capability(&self, inode: &Inode) -> Result<()> {
+    pub(super) fn drop_renamed_capability(&self, inode: &Arc<Inode>) -> Result<()> {
         let Some(name) = &self.renamed_capability else { return Ok(()) };
         let removed = match self.trusted_name(name) {
             // The broker is asked once, and again after the guest has set the attribute.

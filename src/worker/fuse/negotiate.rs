@@ -33,21 +33,29 @@ pub const ACL: InitFlags = InitFlags::POSIX_ACL.union(InitFlags::DONT_MASK).unio
 /// Background requests that the guest may have under way: the most that the field can say.
 const MAX_BACKGROUND: u16 = u16::MAX;
 
+/// What any guest gets as the largest WRITE: upstream's value, which is also the most that Linux before 6.13 uses
+/// (256 pages).
+const USUAL_MAX_WRITE: u32 = 1 << 20;
+
+/// The minor version of Linux 6.13, whose `fs.fuse.max_pages_limit` lets a guest use more pages in a request. The
+/// guest doesn't tell its limit: it takes the smaller of that and ours.
+const MAX_PAGES_LIMIT_MINOR: u32 = 41;
+
 /// What the file system serves, apart from the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Flags beyond [`ALWAYS`] and those of options: only of what is really served.
     pub extra: InitFlags,
-    /// Largest WRITE, and with it largest READ, in bytes.
+    /// Largest WRITE, and with it largest READ, in bytes, of a guest that can have more than 1 MiB.
     pub max_write: u32,
     /// Bytes a page, as the guest's `max_pages` counts them.
     pub page_size: u32,
 }
 
 impl Default for Service {
-    /// Nothing extra, 1 MiB, pages of 4 KiB.
+    /// Nothing extra, at most 4 MiB, pages of 4 KiB.
     fn default() -> Self {
-        Service { extra: InitFlags::empty(), max_write: 1 << 20, page_size: 4096 }
+        Service { extra: InitFlags::empty(), max_write: 4 << 20, page_size: 4096 }
     }
 }
 
@@ -174,19 +182,21 @@ pub fn negotiate(init: &Init, fs: &FsConfig, service: &Service) -> Result<Agreem
     let wanted = required | optional;
     let usable = if init.flags.contains(ACL) { wanted } else { wanted - ACL };
     let flags = (ALWAYS | usable | service.extra) & init.flags;
+    let large = flags.contains(InitFlags::MAX_PAGES) && init.minor >= MAX_PAGES_LIMIT_MINOR;
+    let max_write = if large { service.max_write } else { service.max_write.min(USUAL_MAX_WRITE) };
     let negotiated = Negotiated {
         minor: init.minor.min(wire::MINOR),
         flags,
-        max_write: service.max_write,
+        max_write,
         announce_submounts: fs.announce_submounts && flags.contains(InitFlags::SUBMOUNTS),
     };
     reply.max_readahead = init.max_readahead;
     (reply.flags, reply.flags2) = halves(flags);
     reply.max_background = MAX_BACKGROUND;
     reply.congestion_threshold = MAX_BACKGROUND / 4 * 3;
-    reply.max_write = service.max_write;
+    reply.max_write = max_write;
     reply.time_gran = 1;
-    reply.max_pages = u16::try_from(service.max_write.div_ceil(service.page_size.max(1))).unwrap_or(u16::MAX);
+    reply.max_pages = u16::try_from(max_write.div_ceil(service.page_size.max(1))).unwrap_or(u16::MAX);
     Ok(Agreement::Session { reply, negotiated, missing: wanted - flags })
 }
 
@@ -258,7 +268,7 @@ mod tests {
         assert_eq!(negotiated.flags, wanted);
         assert_eq!(u64::from(reply.flags) | u64::from(reply.flags2) << 32, wanted.bits());
         assert_eq!((reply.major, reply.minor, negotiated.minor), (7, wire::MINOR, 41));
-        assert_eq!((reply.max_write, reply.max_pages, reply.time_gran), (1 << 20, 256, 1));
+        assert_eq!((reply.max_write, reply.max_pages, reply.time_gran), (4 << 20, 1024, 1));
         assert_eq!((reply.max_background, reply.congestion_threshold), (65535, 49149));
         assert_eq!(reply.max_readahead, 131_072);
         assert!(negotiated.announce_submounts);
@@ -363,6 +373,16 @@ mod tests {
                 );
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn older_guests_get_upstreams_sizes() {
+        let before_limit = Init { minor: 40, ..offer(InitFlags::all()) };
+        let without_pages = offer(InitFlags::all() - InitFlags::MAX_PAGES);
+        for init in [before_limit, without_pages] {
+            let (reply, negotiated, _) = session(&init, &fs());
+            assert_eq!((reply.max_write, reply.max_pages, negotiated.max_write), (1 << 20, 256, 1 << 20));
         }
     }
 

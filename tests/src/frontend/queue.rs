@@ -12,7 +12,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::memory::{GuestBuffer, GuestMemory, PAGE};
@@ -159,6 +159,8 @@ pub struct Queue {
     ring: SplitRing,
     kick: EventFd,
     call: EventFd,
+    /// Edge-triggered, so that a call needs no read: a wait is one system call.
+    calls: Epoll,
     error: EventFd,
     slots: Vec<Slot>,
     free: Vec<SlotId>,
@@ -182,11 +184,16 @@ impl Queue {
             in_flight: false,
         });
         let slots = slots.collect();
+        let call = event()?;
+        let calls = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(Error::system("make an epoll"))?;
+        let edges = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0);
+        calls.add(&call, edges).map_err(Error::system("add an eventfd to an epoll"))?;
         Ok(Queue {
             config,
             ring: SplitRing::new(memory, config.size, config.event_index),
             kick: event()?,
-            call: event()?,
+            call,
+            calls,
             error: event()?,
             slots,
             free: (0..config.depth).rev().map(SlotId).collect(),
@@ -402,13 +409,10 @@ impl Queue {
         if self.arm() {
             return Ok(());
         }
-        let mut fds = [PollFd::new(self.call.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, remaining(end)) {
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(errno) => return Err(Error::system("poll an eventfd")(errno)),
+        match self.calls.wait(&mut [EpollEvent::empty()], remaining(end)) {
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(errno) => Err(Error::system("wait for an eventfd")(errno)),
         }
-        self.acknowledge_call();
-        Ok(())
     }
 
     /// Sends one message, in Linux's shape without file data, and waits for it: as many bytes of its reply as
