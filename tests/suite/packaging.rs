@@ -94,7 +94,8 @@ fn the_deb_takes_the_place_of_virtiofsd() {
     assert_eq!(field("Package"), "virtiofsd-privsep");
     assert_eq!(field("Provides"), "virtiofsd (= 1.14.0)");
     assert_eq!(field("Conflicts"), "virtiofsd");
-    assert_eq!(field("Replaces"), "virtiofsd");
+    // QEMU 7.2 of Debian 12 has a manual page virtiofsd(1), for its own daemon, which may stay.
+    assert_eq!(field("Replaces"), "virtiofsd, qemu-system-common (<< 1:8.0)");
     // Nothing but the C library and the compiler's own.
     let depends = field("Depends");
     let libraries: Vec<_> = depends
