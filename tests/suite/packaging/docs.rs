@@ -16,6 +16,7 @@ const DOCUMENTS: [&str; 3] = ["docs/operations.md", "docs/integration.md", "pack
 /// Options of other programs in the documents, each with the program.
 const FOREIGN: [(&str, &str); 5] = [
     ("now", "systemctl"),
+    ("format", "git"),
     ("memory", "cloud-hypervisor"),
     ("fs", "cloud-hypervisor"),
     ("create", "systemd-tmpfiles"),
