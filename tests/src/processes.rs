@@ -52,6 +52,8 @@ impl PidFd {
         loop {
             let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, remaining(end)) {
+                // One poll waits at most for 65 seconds.
+                Ok(0) if Instant::now() < end => {}
                 Ok(0) => return Ok(false),
                 Ok(_) => return Ok(true),
                 Err(nix::Error::EINTR) => {}

@@ -1,4 +1,4 @@
-//! Starting a process that is confined from its first instruction: clone3(2) with new namespaces, id maps written
+//! Starting a process that is confined from its first instruction: clone(2) with new namespaces, id maps written
 //! from outside, exactly the listed file descriptors, and the exec of an open executable. Nothing of the caller's
 //! memory survives.
 //!
@@ -77,7 +77,7 @@ pub enum SpawnError {
     /// No socket pair between the process and us.
     #[error("cannot make a socket pair to the process: {0}")]
     Channel(std::io::Error),
-    /// clone3 failed.
+    /// clone3 or clone failed.
     #[error("cannot make a process with namespaces {namespaces}: {errno}. {}", clone_hint(*.errno))]
     Clone {
         /// Those that were asked for.
@@ -115,7 +115,6 @@ fn clone_hint(errno: Errno) -> &'static str {
              (kernel.unprivileged_userns_clone, an AppArmor or SELinux policy, a chroot, a container's filter)"
         }
         Errno::EINVAL => "The kernel may be built without one of them",
-        Errno::ENOSYS => "clone3 needs Linux 5.3, and a container's filter must not hide it",
         Errno::EAGAIN => "A limit on processes is reached",
         _ => "",
     }
@@ -186,13 +185,29 @@ fn start(plan: &mut Plan, namespaces: Namespaces) -> Result<Child, SpawnError> {
     // clone_args of the size that is passed, and its `pidfd` points to a live integer.
     let result =
         unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
-    let pid = Errno::result(result).map_err(|errno| SpawnError::Clone { namespaces, errno })?;
+    let result = match Errno::result(result) {
+        Err(Errno::ENOSYS) => Errno::result(clone_with_flags(namespaces, &mut pidfd)),
+        result => result,
+    };
+    let pid = result.map_err(|errno| SpawnError::Clone { namespaces, errno })?;
     if pid == 0 {
         child::run(plan);
     }
-    // SAFETY: clone3 succeeded with CLONE_PIDFD, so the kernel stored a new descriptor there, which is ours.
+    // SAFETY: the clone succeeded with CLONE_PIDFD, so the kernel stored a new descriptor there, which is ours.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Child::new(Pid::from_raw(pid as libc::pid_t), pidfd))
+}
+
+/// The same by clone(2), whose flags a system call filter can look at: where new namespaces are restricted (by
+/// systemd's `RestrictNamespaces=`, or a container's filter), clone3 looks as if the kernel did not have it. The
+/// child gives its signals their default actions by itself ([`Step::ResetSignals`]).
+fn clone_with_flags(namespaces: Namespaces, pidfd: &mut RawFd) -> libc::c_long {
+    const NULL: usize = 0;
+    let flags = namespaces.bits() | libc::CLONE_PIDFD as u64 | libc::SIGCHLD as u64;
+    // SAFETY: as for clone3 in `start`. The stack is null, so the child goes on with its copy of this one; the third
+    // argument is where CLONE_PIDFD stores the descriptor, a live integer. The last two are thread-local storage and
+    // the child's id, in an order that differs among architectures, and neither is asked for.
+    unsafe { libc::syscall(libc::SYS_clone, flags, NULL, &raw mut *pidfd, NULL, NULL) }
 }
 
 /// Waits for what the child says until its end of the channel closes with exec or death.

@@ -29,7 +29,7 @@ pub const CASES: &[Case] = cases![
         dropping_the_child_ends_it, signals_and_session_are_new, a_refused_exec_is_named,
         an_impossible_fd_is_named, bad_requests_are_refused, bad_id_maps_are_named,
         the_child_dies_with_its_parent, confinement_keeps_the_tie_to_the_parent,
-        a_limited_parent_can_start_workers;
+        a_limited_parent_can_start_workers, restricted_namespaces_are_told_apart;
     Ordinary: fds_get_their_numbers, the_end_is_reported, dropping_the_child_ends_it, a_refused_exec_is_named,
         the_child_dies_with_its_parent;
 ];
@@ -84,6 +84,37 @@ fn sees_its_fds() {
     expected.sort_unstable();
     assert_eq!(open, expected);
     assert_eq!((read(m).as_str(), read(n).as_str(), read(40).as_str()), ("a", "b", "c"));
+}
+
+/// As systemd's `RestrictNamespaces=user mnt pid` does it.
+fn restricted_namespaces_are_told_apart() {
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule,
+    };
+    let answer = |number, rules, errno: Errno| {
+        let action = SeccompAction::Errno(errno as u32);
+        let filter = SeccompFilter::new(
+            [(number, rules)].into(),
+            SeccompAction::Allow,
+            action,
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let program: BpfProgram = filter.unwrap().try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+    };
+    let network = Namespaces::NET.bits();
+    let with_network =
+        SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(network), network).unwrap();
+    answer(libc::SYS_clone, vec![SeccompRule::new(vec![with_network]).unwrap()], Errno::EPERM);
+    answer(libc::SYS_clone3, vec![], Errno::ENOSYS);
+
+    let refused = start_role("idle", everything(), Some(shifted()), &[]);
+    assert!(matches!(refused, Err(SpawnError::Clone { errno: Errno::EPERM, .. })), "{refused:?}");
+    let allowed = Namespaces::USER | Namespaces::MOUNT | Namespaces::PID;
+    // SAFETY: ignoring a signal runs no handler.
+    unsafe { signal(Signal::SIGUSR1, SigHandler::SigIgn) }.unwrap();
+    expect_role("sees_default_signals", allowed, Some(shifted()), &[]);
 }
 
 fn arguments_and_environment_are_exact() {

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir};
@@ -99,20 +100,20 @@ fn try_start(config: &Config, share: &Share, exe: &OwnedFd, plan: &IdPlan) -> Re
     // Neither side may ever wait on the log: the worker drops lines, the broker reads what there is.
     let (log_pipe, log_end) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .map_err(|errno| prepare("the log pipe")(errno.into()))?;
-    let request = Spawn {
+    let request = |namespaces| Spawn {
         exe: exe.as_fd(),
         argv: vec![WORKER_ARGV0.to_owned()],
         envp: worker_environment(),
         fds: vec![(log_end.as_fd(), LOG_FD), (theirs.as_fd(), CHANNEL_FD)],
-        namespaces: match config.confinement.sandbox {
-            SandboxMode::Namespace => Namespaces::all(),
-            SandboxMode::Chroot | SandboxMode::None => Namespaces::empty(),
-        },
+        namespaces,
         id_maps: plan.maps.clone(),
     };
     // What takes longest at a start is the worker's exec; its view is prepared meanwhile.
     let prepare = |process: &Child| prepare_view(config, share, plan, process);
-    let (process, view) = in_directory(share, || request.spawn_while(prepare))??;
+    let (process, view) = in_directory(share, || match config.confinement.sandbox {
+        SandboxMode::Namespace => spawn_in_namespaces(request, prepare),
+        SandboxMode::Chroot | SandboxMode::None => request(Namespaces::empty()).spawn_while(prepare),
+    })??;
     let view = view?;
     log::info!("worker ids: {}", plan.description);
     Ok(Worker {
@@ -123,6 +124,28 @@ fn try_start(config: &Config, share: &Share, exe: &OwnedFd, plan: &IdPlan) -> Re
         ids: plan.in_force,
         host_ids: plan.host_ids(),
     })
+}
+
+/// Without these there is no confinement. The others keep the worker from what its system call filter also denies.
+const NEEDED: Namespaces = Namespaces::USER.union(Namespaces::MOUNT).union(Namespaces::PID);
+
+/// With all namespaces, or with those that are needed where making the others is forbidden: by systemd's
+/// `RestrictNamespaces=`, say, in a unit that has private ones for the broker and its worker.
+fn spawn_in_namespaces<'a, T>(
+    request: impl Fn(Namespaces) -> Spawn<'a>,
+    meanwhile: impl Fn(&Child) -> T,
+) -> Result<(Child, T), SpawnError> {
+    let refused = match request(Namespaces::all()).spawn_while(&meanwhile) {
+        Err(refused @ SpawnError::Clone { errno: Errno::EPERM, .. }) => refused,
+        result => return result,
+    };
+    // Where those that are needed are forbidden too, the first error says it.
+    let started = request(NEEDED).spawn_while(&meanwhile).map_err(|_| refused)?;
+    log::info!(
+        "confinement: the worker's network, IPC, UTS and cgroup namespaces are the broker's: making others is \
+         forbidden here (EPERM), for instance by RestrictNamespaces= of a unit"
+    );
+    Ok(started)
 }
 
 /// Nothing of the user's but what changes how a crash is shown.
