@@ -19,6 +19,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use super::dirty_log::DirtyLog;
 use super::fs::FileSystem;
 use super::migrate::Migration;
+use super::pool::Pool;
 use super::queue::Queue;
 use super::vring::Vring;
 use crate::config::{DeviceConfig, MigrationConfig};
@@ -54,10 +55,14 @@ impl Device {
         config: DeviceConfig,
         migration: MigrationConfig,
         memory: AtomicMemory,
+        pool: Option<&Pool>,
     ) -> Self {
         let logging = Arc::new(AtomicBool::new(false));
         let queues = (0..=config.num_request_queues)
-            .map(|index| Mutex::new(Queue::new(index, Arc::clone(&fs), Arc::clone(&logging), config.poll_us)))
+            .map(|index| {
+                let (fs, logging) = (Arc::clone(&fs), Arc::clone(&logging));
+                Mutex::new(Queue::new(index, fs, logging, config.poll_us, pool.cloned()))
+            })
             .collect();
         let migration = Migration::new(Arc::clone(&fs), migration);
         Device { fs, config, memory, queues, logging, migration }
@@ -134,7 +139,9 @@ impl VhostUserBackend for Device {
 
     fn reset_device(&self) {
         for queue in &self.queues {
-            queue.lock().unwrap_or_else(PoisonError::into_inner).reset();
+            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            queue.reset();
+            queue.wait_for_helpers();
         }
         // The guest's memory is the guest's again.
         self.fs.abandon_waits();

@@ -25,6 +25,8 @@ pub enum Outcome {
     Done,
     /// The guest waits for this lock.
     Waits(Attempt),
+    /// Another thread is to do it.
+    Moves,
 }
 
 /// Runs one operation. File data of a WRITE begins at byte `data` of the message.
