@@ -459,18 +459,6 @@ fn errors_say_what_where_and_what_to_do() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_refused() {
-    for entry in NOT_YET {
-        let error = refused(entry.example);
-        assert_eq!(error, CliError::NotYet { option: entry.option, instead: entry.instead });
-        assert_eq!(error.exit_status(), 2);
-        assert!(entry.example.starts_with(entry.option));
-        let default = config("");
-        assert!(!(entry.asked_for)(&default), "{} must not be needed by default", entry.option);
-    }
-}
-
-#[test]
 fn questions_need_no_other_option() {
     let json = Action::PrintCapabilities(vhost_user_json::document());
     assert_eq!(parse_in(&environment(), "--print-capabilities"), Ok(json.clone()));

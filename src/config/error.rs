@@ -40,14 +40,6 @@ pub enum CliError {
         #[source]
         problem: LegacyError,
     },
-    /// The option is understood, but what it asks for is not there yet.
-    #[error("{option} is not supported yet by this version: {instead}")]
-    NotYet {
-        /// The option.
-        option: &'static str,
-        /// What to do.
-        instead: &'static str,
-    },
     /// No shared directory, or an empty one, with `-o`. Without `-o` this is a [`CliError::Usage`].
     #[error("nothing is shared: give the directory with --shared-dir DIR or -o source=DIR")]
     NoSharedDir,
@@ -133,7 +125,6 @@ impl CliError {
             | Self::Check { .. }
             | Self::ManySockets(_)
             | Self::Legacy { .. }
-            | Self::NotYet { .. }
             | Self::NoSocket => 2,
             Self::NoSharedDir
             | Self::SocketPathTooLong(_)

@@ -21,7 +21,6 @@ pub mod id_translation;
 mod legacy;
 mod log_level;
 mod modcaps;
-mod not_yet;
 #[cfg(test)]
 mod option_table_tests;
 mod options;
@@ -46,7 +45,6 @@ pub use file::{FileError, Place};
 pub use id_map::IdMapError;
 pub use legacy::LegacyError;
 pub use modcaps::ModcapsError;
-pub use not_yet::{NOT_YET, NotYet};
 pub use warning::Warning;
 
 /// The whole configuration of one device.

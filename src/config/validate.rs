@@ -10,8 +10,8 @@ use super::modcaps::Privileges;
 use super::options::{MAX_REQUEST_QUEUES, Options};
 use super::{
     CachePolicy, Config, Confinement, DeviceConfig, Environment, FsConfig, IdMapEntry, IdTranslation,
-    LockKind, Locks, LogConfig, MigrationConfig, MigrationMode, NOT_YET, Negotiate, SandboxMode,
-    SocketSource, Warning, WorkerConfig, WorkerIds, id_map, log_level,
+    LockKind, Locks, LogConfig, MigrationConfig, MigrationMode, Negotiate, SandboxMode, SocketSource,
+    Warning, WorkerConfig, WorkerIds, id_map, log_level,
 };
 
 /// Builds the configuration. `-o` has been applied.
@@ -37,10 +37,7 @@ pub(super) fn build(
         },
         confinement: confinement(options, privileges, environment)?,
     };
-    match NOT_YET.iter().find(|entry| (entry.asked_for)(&config)) {
-        Some(entry) => Err(CliError::NotYet { option: entry.option, instead: entry.instead }),
-        None => Ok(config),
-    }
+    Ok(config)
 }
 
 fn shared_dir(options: &Options) -> Result<PathBuf, CliError> {

@@ -12,13 +12,16 @@ use vhost::vhost_user::message::{
 use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{
+    GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use super::dirty_log::DirtyLog;
 use super::fs::FileSystem;
 use super::migrate::Migration;
+use super::pool::Pool;
 use super::queue::Queue;
 use super::vring::Vring;
 use crate::config::{DeviceConfig, MigrationConfig};
@@ -54,10 +57,14 @@ impl Device {
         config: DeviceConfig,
         migration: MigrationConfig,
         memory: AtomicMemory,
+        pool: Option<&Pool>,
     ) -> Self {
         let logging = Arc::new(AtomicBool::new(false));
         let queues = (0..=config.num_request_queues)
-            .map(|index| Mutex::new(Queue::new(index, Arc::clone(&fs), Arc::clone(&logging), config.poll_us)))
+            .map(|index| {
+                let (fs, logging) = (Arc::clone(&fs), Arc::clone(&logging));
+                Mutex::new(Queue::new(index, fs, logging, config.poll_us, pool.cloned()))
+            })
             .collect();
         let migration = Migration::new(Arc::clone(&fs), migration);
         Device { fs, config, memory, queues, logging, migration }
@@ -98,6 +105,9 @@ impl VhostUserBackend for Device {
 
     fn acked_features(&self, features: u64) {
         let logging = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        for region in self.memory.memory().iter() {
+            region.bitmap().want(logging);
+        }
         self.logging.store(logging, Ordering::Release);
         self.migration.logging(logging);
     }
@@ -134,7 +144,9 @@ impl VhostUserBackend for Device {
 
     fn reset_device(&self) {
         for queue in &self.queues {
-            queue.lock().unwrap_or_else(PoisonError::into_inner).reset();
+            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            queue.reset();
+            queue.wait_for_helpers();
         }
         // The guest's memory is the guest's again.
         self.fs.abandon_waits();

@@ -13,6 +13,8 @@ use vm_memory::mmap::NewBitmap;
 #[derive(Debug, Default)]
 pub struct DirtyLog {
     /// `log` has one; false until the first `SET_LOG_BASE`.
+    given: AtomicBool,
+    /// `log` has one, and it is wanted.
     there: AtomicBool,
     log: BitmapMmapRegion,
 }
@@ -25,7 +27,8 @@ impl DirtyLog {
 
 impl Clone for DirtyLog {
     fn clone(&self) -> Self {
-        DirtyLog { there: AtomicBool::new(self.there.load(Ordering::Acquire)), log: self.log.clone() }
+        let copy = |flag: &AtomicBool| AtomicBool::new(flag.load(Ordering::Acquire));
+        DirtyLog { given: copy(&self.given), there: copy(&self.there), log: self.log.clone() }
     }
 }
 
@@ -60,6 +63,7 @@ impl BitmapReplace for DirtyLog {
 
     fn replace(&self, bitmap: AtomicBitmapMmap) {
         self.log.replace(bitmap);
+        self.given.store(true, Ordering::Release);
         self.there.store(true, Ordering::Release);
     }
 }
@@ -69,6 +73,14 @@ impl BitmapReplace for DirtyLog {
 pub struct DirtyLogSlice<'a> {
     whole: &'a DirtyLog,
     base: usize,
+}
+
+impl DirtyLogSlice<'_> {
+    /// The front end sets or clears `VHOST_F_LOG_ALL`, for the whole region.
+    pub fn want(&self, wanted: bool) {
+        let given = self.whole.given.load(Ordering::Acquire);
+        self.whole.there.store(wanted && given, Ordering::Release);
+    }
 }
 
 impl Bitmap for DirtyLogSlice<'_> {

@@ -25,6 +25,8 @@ pub enum Outcome {
     Done,
     /// The guest waits for this lock.
     Waits(Attempt),
+    /// Another thread is to do it.
+    Moves,
 }
 
 /// Runs one operation. File data of a WRITE begins at byte `data` of the message.
@@ -95,7 +97,7 @@ pub fn dispatch<B: Bitmap + 'static>(
         Operation::ReadDirPlus(read) => fs.readdirplus(thread, ctx, read, &mut Listing(out.dir(read.size)?)),
         Operation::Access { mask } => fs.access(ctx, mask),
         Operation::FAllocate { handle, offset, length, mode } => {
-            fs.fallocate(ctx, handle, mode, offset, length)
+            fs.fallocate(thread, ctx, handle, mode, offset, length)
         }
         Operation::LSeek { handle, offset, whence } => out.seek(fs.lseek(ctx, handle, offset, whence)?),
         Operation::CopyFileRange {
@@ -109,7 +111,7 @@ pub fn dispatch<B: Bitmap + 'static>(
             wide,
         } => {
             let copied = fs.copy_file_range(
-                ctx, handle_in, offset_in, node_out, handle_out, offset_out, length, flags,
+                thread, ctx, handle_in, offset_in, node_out, handle_out, offset_out, length, flags,
             )?;
             out.copied(copied as u64, wide)
         }

@@ -15,6 +15,7 @@ pub mod fs;
 pub mod fuse;
 pub mod log;
 pub mod migrate;
+mod pool;
 mod queue;
 mod recorder;
 mod request;
@@ -36,6 +37,7 @@ use broker_client::{BrokerClient, BrokerClientError};
 use confine::ConfineError;
 use device::{AtomicMemory, Device, Memory};
 use fs::{Bounds, FileSystem, Resources};
+use pool::Pool;
 use view::{View, ViewError};
 
 use crate::protocol::message::{LayerReport, Start};
@@ -59,6 +61,9 @@ pub enum WorkerError {
     /// The share can't be used.
     #[error("the shared directory cannot be used: {0}")]
     Share(Errno),
+    /// The helpers of `--thread-pool-size`.
+    #[error("cannot start a helper thread: {0}; use a smaller --thread-pool-size")]
+    Helpers(std::io::Error),
     /// The vhost-user side can't be set up.
     #[error("vhost-user: cannot {step}: {reason}")]
     Setup {
@@ -108,11 +113,14 @@ fn serve(
     mut missing: Vec<LayerReport>,
 ) -> Result<(), WorkerError> {
     let memory: AtomicMemory = GuestMemoryAtomic::new(Memory::new());
+    let fs = Arc::new(fs);
+    let pool = Pool::start(&fs, start.config.device.thread_pool_size).map_err(WorkerError::Helpers)?;
     let device = Arc::new(Device::new(
-        Arc::new(fs),
+        fs,
         start.config.device.clone(),
         start.config.migration.clone(),
         memory.clone(),
+        pool.as_ref(),
     ));
     let setup = |step| move |reason| WorkerError::Setup { step, reason };
     let daemon = VhostUserDaemon::new("vhost-user".to_owned(), device, memory);

@@ -18,8 +18,9 @@ use super::buffers::{ChainError, Scratch};
 use super::deferred::Deferred;
 use super::device::{AtomicMemory, Memory};
 use super::fs::{FileSystem, Thread, Wait};
+use super::pool::{InFlight, Pool};
 use super::recorder::Recorder;
-use super::request::{Served, Server};
+use super::request::{Served, Server, Slow};
 use super::vring::Vring;
 
 /// Requests taken from the available ring at once.
@@ -35,6 +36,9 @@ pub struct Queue {
     fs: Arc<FileSystem>,
     logging: Arc<AtomicBool>,
     poll: Duration,
+    /// With `--thread-pool-size`.
+    pool: Option<Pool>,
+    in_flight: InFlight,
     /// The guest broke this virtqueue: nothing more is taken from it until it is set up again.
     broken: bool,
 }
@@ -54,7 +58,7 @@ struct Local {
 impl Local {
     fn new(fs: &Arc<FileSystem>, index: u16) -> Result<Self, nix::errno::Errno> {
         let recorder = Recorder::new(Arc::clone(fs.metrics()), index);
-        let server = Server::new(Arc::clone(fs), Thread::new(fs)?, recorder);
+        let server = Server::new(Arc::clone(fs), Thread::new(fs)?, Some(recorder));
         Ok(Local { scratch: Scratch::default(), server })
     }
 }
@@ -82,9 +86,15 @@ enum Next {
 
 impl Queue {
     /// A virtqueue that is not set up yet.
-    pub fn new(index: u16, fs: Arc<FileSystem>, logging: Arc<AtomicBool>, poll_us: u32) -> Self {
+    pub fn new(
+        index: u16,
+        fs: Arc<FileSystem>,
+        logging: Arc<AtomicBool>,
+        poll_us: u32,
+        pool: Option<Pool>,
+    ) -> Self {
         let poll = Duration::from_micros(u64::from(poll_us));
-        Queue { index, fs, logging, poll, broken: false }
+        Queue { index, fs, logging, poll, pool, in_flight: InFlight::default(), broken: false }
     }
 
     /// The virtqueue was stopped: what the guest broke may be mended when it starts again.
@@ -92,9 +102,16 @@ impl Queue {
         self.broken = false;
     }
 
-    /// Answers what left this virtqueue's thread and is still waiting.
+    /// Sees to it that all that left this virtqueue's thread is answered: what waits for a lock at once, what
+    /// helpers have when they are done.
     pub fn answer_deferred(&self) {
         self.fs.interrupt_queue(self.index);
+        self.in_flight.wait_for_none();
+    }
+
+    /// Waits until helpers are done.
+    pub fn wait_for_helpers(&self) {
+        self.in_flight.wait_for_none();
     }
 
     /// Serves what is in the virtqueue, until it is empty or stopped.
@@ -133,7 +150,9 @@ impl Queue {
                     }
                 }
             }
-            local.server.recorder().idle();
+            if let Some(recorder) = local.server.recorder() {
+                recorder.idle();
+            }
             self.fs.publish();
             Ok(())
         })
@@ -156,9 +175,13 @@ impl Queue {
                 return Ok(if more { Next::Batch } else { Next::Kick });
             }
         }
-        local.server.recorder().taken(chains.len());
-        for chain in chains {
-            if let Err(e) = self.serve(local, vring, snapshot, chain) {
+        if let Some(recorder) = local.server.recorder() {
+            recorder.taken(chains.len());
+        }
+        let mut chains = chains.into_iter();
+        while let Some(chain) = chains.next() {
+            let deep = chains.len() > 0;
+            if let Err(e) = self.serve(local, vring, snapshot, chain, deep) {
                 notify(vring, memory)?;
                 return Err(e);
             }
@@ -167,22 +190,28 @@ impl Queue {
         Ok(Next::Batch)
     }
 
-    /// Serves one request and publishes its reply.
+    /// Serves one request and publishes its reply. `deep`: there are more behind it.
     fn serve(
         &mut self,
         local: &mut Local,
         vring: &Vring,
         snapshot: &Snapshot,
         chain: DescriptorChain<&Memory>,
+        deep: bool,
     ) -> Result<(), Broken> {
         let memory: &Memory = snapshot;
         let head = chain.head_index();
         let mut buffers = local.scratch.load(memory, chain)?;
-        let served = local.server.serve(&mut buffers, || {
+        let served = local.server.serve(&mut buffers, |slow| {
+            let moves = slow == Slow::Storage || (slow == Slow::Transfer && deep);
+            if moves && self.pool.as_ref().is_some_and(Pool::has_room) {
+                return true;
+            }
             // Replies that are ready must not wait for a slow request behind them.
             if let Err(e) = notify(vring, memory) {
                 log::debug!("virtqueue: early notification: {e}");
             }
+            false
         });
         let used = match served {
             Served::Replied(used) => used,
@@ -190,6 +219,12 @@ impl Queue {
                 let request = self.defer(local, vring, snapshot, head);
                 let done = Box::new(move |result| request.finish(unique, result));
                 self.fs.wait_for_lock(Wait { unique, queue: self.index, attempt, done });
+                return Ok(());
+            }
+            Served::Moves => {
+                if let Some(pool) = &self.pool {
+                    pool.submit(self.defer(local, vring, snapshot, head), &self.in_flight);
+                }
                 return Ok(());
             }
         };

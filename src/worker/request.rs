@@ -36,6 +36,19 @@ pub enum Served {
         /// The lock.
         attempt: Attempt,
     },
+    /// Nothing was done: another thread is to serve it.
+    Moves,
+}
+
+/// Why a request may take long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slow {
+    /// It moves many bytes.
+    Transfer,
+    /// It waits for storage.
+    Storage,
+    /// It must stay on its queue's thread all the same.
+    Stays,
 }
 
 /// What a queue thread serves requests with. Made and used by that thread alone.
@@ -44,22 +57,24 @@ pub struct Server {
     thread: Thread,
     body: Vec<u8>,
     reply: ReplyBuf,
-    recorder: Recorder,
+    /// Helpers don't count: the queue's thread has.
+    recorder: Option<Recorder>,
 }
 
 impl Server {
     /// For the calling thread.
-    pub fn new(fs: Arc<FileSystem>, thread: Thread, recorder: Recorder) -> Self {
+    pub fn new(fs: Arc<FileSystem>, thread: Thread, recorder: Option<Recorder>) -> Self {
         Server { fs, thread, body: Vec::new(), reply: ReplyBuf::default(), recorder }
     }
 
-    /// Serves the request in `buffers`. `before_slow` is called once, before anything that may take long.
+    /// Serves the request in `buffers`. `before_slow` is called once, before anything that may take long;
+    /// it says whether to leave the request to another thread.
     ///
     /// Whatever the guest sent, there is a reply if the protocol has one and the guest gave room for it.
     pub fn serve<B: Bitmap + 'static>(
         &mut self,
         buffers: &mut Buffers<'_, B>,
-        before_slow: impl FnOnce(),
+        before_slow: impl FnOnce(Slow) -> bool,
     ) -> Served {
         let mut raw = [0u8; decode::HEADER];
         if !buffers.copy_in(0, &mut raw) {
@@ -74,12 +89,15 @@ impl Server {
         }
         self.thread.refresh(&self.fs);
         self.reply.begin(buffers.writable_len().saturating_sub(OUT_HEADER));
-        let begun = self.recorder.begin(header.opcode);
+        let begun = self.recorder.as_ref().map(|recorder| recorder.begin(header.opcode));
         let result = self.run(&header, buffers, before_slow);
         let data = if result.is_ok() { self.data_len(&header, buffers) } else { 0 };
-        self.recorder.end(&begun, result.is_err(), data);
+        if let (Some(recorder), Some(begun)) = (&self.recorder, begun) {
+            recorder.end(&begun, result.is_err(), data);
+        }
         let result = match result {
             Ok(Outcome::Waits(attempt)) => return Served::Waits { unique: header.unique, attempt },
+            Ok(Outcome::Moves) => return Served::Moves,
             Ok(Outcome::Done) => Ok(()),
             Err(e) => Err(e),
         };
@@ -98,8 +116,8 @@ impl Server {
     }
 
     /// What the thread counts with.
-    pub fn recorder(&self) -> &Recorder {
-        &self.recorder
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
     }
 
     /// Bytes of file data of the request that was just served.
@@ -116,7 +134,7 @@ impl Server {
         &mut self,
         header: &InHeader,
         buffers: &mut Buffers<'_, B>,
-        before_slow: impl FnOnce(),
+        before_slow: impl FnOnce(Slow) -> bool,
     ) -> Result<Outcome, Errno> {
         let frame = decode::frame(header, buffers.readable_len())?;
         if self.body.len() < frame.body {
@@ -132,8 +150,8 @@ impl Server {
         if self.reply.room() < operation.reply_len() {
             return Err(Errno::EINVAL);
         }
-        if is_slow(&operation) {
-            before_slow();
+        if slowness(&operation).is_some_and(before_slow) {
+            return Ok(Outcome::Moves);
         }
         let ctx = Context::from(header);
         let data = decode::HEADER + frame.body;
@@ -142,17 +160,17 @@ impl Server {
 }
 
 /// May it take long enough to hold back replies that are ready?
-fn is_slow(operation: &Operation<'_>) -> bool {
+fn slowness(operation: &Operation<'_>) -> Option<Slow> {
     match operation {
-        Operation::Read(read) => read.size >= SLOW_TRANSFER,
-        Operation::Write(write) => write.size >= SLOW_TRANSFER,
+        Operation::Read(read) => (read.size >= SLOW_TRANSFER).then_some(Slow::Transfer),
+        Operation::Write(write) => (write.size >= SLOW_TRANSFER).then_some(Slow::Transfer),
         Operation::FSync { .. }
         | Operation::FSyncDir { .. }
         | Operation::SyncFs
         | Operation::Flush { .. }
         | Operation::CopyFileRange { .. }
-        | Operation::FAllocate { .. }
-        | Operation::SetLk { .. } => true,
-        _ => false,
+        | Operation::FAllocate { .. } => Some(Slow::Storage),
+        Operation::SetLk { .. } => Some(Slow::Stays),
+        _ => None,
     }
 }

@@ -60,10 +60,9 @@ fn parse_ours(words: &[&str]) -> Result<Action, CliError> {
     cli::parse(["virtiofsd"].iter().chain(words).map(OsString::from), &environment)
 }
 
-/// An option that is understood and only not served yet counts as accepted.
 fn our_verdict(words: &[&str]) -> Verdict {
     match parse_ours(words) {
-        Ok(_) | Err(CliError::NotYet { .. }) => Accepted,
+        Ok(_) => Accepted,
         Err(error) => Refused(error.exit_status().into()),
     }
 }

@@ -10,9 +10,12 @@ mod locks;
 mod modcaps;
 #[path = "features/negotiated.rs"]
 mod negotiated;
+#[path = "features/pool.rs"]
+mod pool;
 #[path = "features/shares.rs"]
 mod shares;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tests::bounded::bounded;
@@ -23,6 +26,11 @@ use tests::peers::Implementation;
 use tests::share::Share;
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How many chains of the first request queue the daemon has returned: the used ring's index.
+fn returned(session: &Session) -> u16 {
+    session.clients[0].queue().ring().used().load_u16(2, Ordering::Acquire)
+}
 
 /// Our daemon on a share.
 fn command(share: &Share) -> DaemonCommand {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -540,5 +540,77 @@ fn mutated_streams_do_no_harm() {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
         assert!(peak < 200 << 10, "{peak} kB");
+    });
+}
+
+/// A stream of version 1, which upstream wrote before 1.13, has no paths of mounts and is otherwise the same.
+#[test]
+fn version_1_is_read() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        furnish(&share);
+        let mut session = Session::start(command(&V1_13, &share, Mode::FindPaths), DeviceConfig::default());
+        let file = session.client().walk("dir/sub/file").unwrap();
+        let (mut state, bases) = session.save().unwrap();
+        assert_eq!((state[0], state.pop()), (1, Some(0)), "version 2, and no mounts");
+        state[0] = 0;
+        let destination = command(&OURS, &share, Mode::FindPaths).start();
+        let loaded = session.load(destination, DeviceConfig::default(), &state, &bases);
+        let (mut session, _) = loaded.unwrap_or_else(|no| panic!("{}", no.destination.stderr()));
+        let attr = session.client().getattr(file.nodeid, None).unwrap().attr;
+        assert_eq!((attr.ino, attr.size), (file.attr.ino, 4));
+    });
+}
+
+/// Prints what the migration of many inodes takes: `VIRTIOFSD_TEST_INODES=1000000 cargo test --release -p tests
+/// --test migration -- --ignored --nocapture many_inodes`. Some minutes; as many files are made on the disk.
+#[test]
+#[ignore = "a measurement"]
+fn many_inodes() {
+    let count: usize = std::env::var("VIRTIOFSD_TEST_INODES").map_or(100_000, |n| n.parse().unwrap());
+    bounded(LIMIT * 15, || {
+        let share = Share::new();
+        let directories: Vec<String> =
+            (0..count.div_ceil(10_000)).map(|n| format!("directory {n}")).collect();
+        for directory in &directories {
+            fs::create_dir(share.join(directory)).unwrap();
+            for file in 0..10_000 {
+                fs::File::create(share.join(directory).join(format!("file {file}"))).unwrap();
+            }
+        }
+        for mode in [Mode::FindPaths, Mode::FileHandles] {
+            let mut session = Session::start(command(&OURS, &share, mode), DeviceConfig::default());
+            let client = session.client();
+            let mut last = 0;
+            for directory in &directories {
+                let node = client.lookup(ROOT, directory).unwrap().nodeid;
+                for file in 0..10_000 {
+                    last = client.lookup(node, format!("file {file}")).unwrap().nodeid;
+                }
+            }
+            session.with_queues(|device, queues| device.start_log(queues)).unwrap();
+            let (begin, mut longest) = (Instant::now(), Duration::ZERO);
+            while mode == Mode::FindPaths && !session.daemon.stderr().contains("migration: prepared") {
+                let one = Instant::now();
+                session.client().getattr(last, None).unwrap();
+                longest = longest.max(one.elapsed());
+            }
+            let prepared = begin.elapsed();
+            let begin = Instant::now();
+            let (state, bases) = session.save().unwrap();
+            let saved = begin.elapsed();
+            let destination = command(&OURS, &share, mode).start();
+            let begin = Instant::now();
+            let loaded = session.load(destination, DeviceConfig::default(), &state, &bases);
+            let (session, _) = loaded.unwrap_or_else(|no| panic!("{}", no.destination.stderr()));
+            println!(
+                "{mode:?}, {} inodes: prepared in {prepared:?} (longest GETATTR meanwhile {longest:?}), saved in \
+                 {saved:?}, {} bytes, loaded in {:?}",
+                directories.len() * 10_001 + 1,
+                state.len(),
+                begin.elapsed()
+            );
+            drop(session);
+        }
     });
 }

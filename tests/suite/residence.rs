@@ -109,7 +109,7 @@ const BYTES_AN_INODE: u64 = 320;
 #[test]
 fn more_files_are_looked_up_than_fds_exist() {
     let count = std::env::var("VIRTIOFSD_TEST_INODES").map_or(50_000, |text| text.parse().unwrap());
-    bounded(Duration::from_secs(120 + count as u64 / 500), || {
+    bounded(Duration::from_secs(120 + count as u64 / 200), || {
         let share = Share::new();
         let files = make_files(&share, count);
         let daemon = command(share.path(), &["--rlimit-nofile=1024"]);

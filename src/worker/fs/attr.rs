@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::handles::Handle;
+use super::setid::SetId;
 use super::sys::{self, Result};
 use super::{Attr, FileSystem, Thread};
 use crate::worker::fuse::operation::{Context, HandleId, SetAttr, SetTime};
@@ -49,13 +50,15 @@ impl FileSystem {
         }
         if let Some(mode) = set.mode {
             sys::chmod_fd(self.fd_directory(), self.fd(&inode)?.as_fd(), mode & 0o7777)?;
+            inode.saw_mode((mode & 0o7777) as u16);
         }
         if let Some(size) = set.size {
             let opened = Truncatable::new(self, &inode, handle.as_ref())?;
             self.drop_renamed_capability(&inode)?;
             let size = i64::try_from(size).map_err(|_| Errno::EINVAL)?;
             let truncate = || sys::ftruncate(opened.fd(), size);
-            if set.kill_suidgid { thread.without_fsetid(truncate)? } else { truncate()? }
+            let set_id = if set.kill_suidgid { SetId::Clear } else { SetId::Keep };
+            self.changing(thread, &inode, opened.fd(), set_id, truncate)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             sys::utimens_fd(self.fd(&inode)?.as_fd(), &[timespec(set.atime), timespec(set.mtime)])?;

@@ -61,6 +61,8 @@ pub struct Inode {
     pub residence: Residence,
     /// Where the xattr map keeps `security.capability` as a `trusted.*` attribute: whether there may be one.
     pub may_have_capability: AtomicBool,
+    /// Whether there may be set-id bits.
+    pub may_have_set_id: AtomicBool,
 }
 
 impl Inode {
@@ -169,6 +171,7 @@ impl Inodes {
             nlookup: AtomicU64::new(1),
             residence: Residence::hot(fd),
             may_have_capability: AtomicBool::new(true),
+            may_have_set_id: AtomicBool::new(true),
         });
         shard.insert_unique(hash, Arc::clone(&inode), |inode| self.hasher.hash_one(inode.identity));
         self.slots.set(id, Arc::clone(&inode));
@@ -238,7 +241,9 @@ impl Inodes {
         residence: Residence,
     ) -> Arc<Inode> {
         let (nlookup, may_have_capability) = (AtomicU64::new(nlookup), AtomicBool::new(true));
-        let inode = Arc::new(Inode { id, kind, identity, nlookup, may_have_capability, residence });
+        let may_have_set_id = AtomicBool::new(true);
+        let inode =
+            Arc::new(Inode { id, kind, identity, nlookup, may_have_capability, may_have_set_id, residence });
         let (mut shard, hash) = self.shard(&identity);
         self.slots.set(id.0, Arc::clone(&inode));
         if !inode.is_lost() && shard.find(hash, |other| other.identity == identity).is_none() {

@@ -38,13 +38,14 @@ impl FileSystem {
         let append = write.flags & libc::O_APPEND as u32 != 0 && !write.from_cache;
         let flags = if append { libc::RWF_APPEND } else { 0 };
         self.drop_renamed_capability(&handle.inode)?;
-        let mut run = || {
+        let run = || {
             data.drain(write.size as usize, |iov, done| {
                 // SAFETY: GuestData's elements are mapped guest memory.
                 unsafe { sys::pwritev2(handle.fd(), iov, offset.saturating_add(done as i64), flags) }
             })
         };
-        if write.kill_suidgid { thread.without_fsetid(run) } else { run() }
+        let set_id = self.set_id_of_write(thread, ctx, &write, handle.flags);
+        self.changing(thread, &handle.inode, handle.fd(), set_id, run)
     }
 
     /// LSEEK for data and holes; the new offset.
@@ -66,6 +67,7 @@ impl FileSystem {
     /// FALLOCATE
     pub fn fallocate(
         &self,
+        thread: &mut Thread,
         ctx: &Context,
         handle: HandleId,
         mode: u32,
@@ -76,13 +78,15 @@ impl FileSystem {
         self.writable()?;
         let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
         let length = i64::try_from(length).map_err(|_| Errno::EINVAL)?;
-        sys::fallocate(handle.fd(), mode as i32, offset, length)
+        let run = || sys::fallocate(handle.fd(), mode as i32, offset, length);
+        self.changing(thread, &handle.inode, handle.fd(), self.set_id_unsaid(thread, ctx), run)
     }
 
     /// COPY_FILE_RANGE on the host; bytes copied.
     #[expect(clippy::too_many_arguments, reason = "the fields of the request, nothing else")]
     pub fn copy_file_range(
         &self,
+        thread: &mut Thread,
         ctx: &Context,
         handle_in: HandleId,
         offset_in: u64,
@@ -99,6 +103,8 @@ impl FileSystem {
         let offset_out = i64::try_from(offset_out).map_err(|_| Errno::EINVAL)?;
         let flags = u32::try_from(flags).map_err(|_| Errno::EINVAL)?;
         self.drop_renamed_capability(&to.inode)?;
-        sys::copy_file_range(from.fd(), offset_in, to.fd(), offset_out, length.min(MAX_COPY) as usize, flags)
+        let length = length.min(MAX_COPY) as usize;
+        let run = || sys::copy_file_range(from.fd(), offset_in, to.fd(), offset_out, length, flags);
+        self.changing(thread, &to.inode, to.fd(), self.set_id_unsaid(thread, ctx), run)
     }
 }

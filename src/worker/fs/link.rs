@@ -82,12 +82,25 @@ impl FileSystem {
         }
         let parent = self.dir_inode(ctx.node)?;
         let new_parent = self.dir_inode(new_parent)?;
-        thread.become_root();
         let (from, to) = (self.fd(&parent)?, self.fd(&new_parent)?);
         let rename = || sys::renameat2(from.as_fd(), name.as_cstr(), to.as_fd(), new_name.as_cstr(), flags);
-        let Some(tracked) = self.tracker.change() else { return rename() };
+        let rename = |thread: &mut Thread| {
+            if flags & libc::RENAME_WHITEOUT != 0 {
+                // The whiteout is a new inode and belongs to the caller. Where the caller may rename by right of
+                // a group that RENAME2 doesn't tell, it belongs to root.
+                let (uid, gid) = self.owner(ctx)?;
+                thread.become_user(uid, gid, &[])?;
+                match rename() {
+                    Err(Errno::EACCES | Errno::EPERM) => {}
+                    result => return result,
+                }
+            }
+            thread.become_root();
+            rename()
+        };
+        let Some(tracked) = self.tracker.change() else { return rename(thread) };
         let victim = identity_at(to.as_fd(), new_name);
-        rename()?;
+        rename(thread)?;
         if let Some(victim) = victim {
             tracked.gone(&new_parent.identity, new_name.as_cstr(), &victim);
         }

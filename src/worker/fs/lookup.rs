@@ -98,6 +98,7 @@ impl FileSystem {
 
     /// The answer for an inode that the guest has just got a reference to.
     pub(super) fn entry(&self, inode: Arc<Inode>, st: libc::statx, parent: &Identity) -> Entry {
+        inode.saw_mode(st.stx_mode);
         Entry { node: inode.id, attr: self.attr(&inode, st, parent), valid: self.validity() }
     }
 

@@ -28,6 +28,7 @@ mod readdir;
 pub(in crate::worker) mod residence;
 mod seats;
 mod session;
+mod setid;
 mod slots;
 mod sync;
 pub(in crate::worker) mod sys;

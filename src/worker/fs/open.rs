@@ -4,6 +4,7 @@ use nix::errno::Errno;
 use std::os::fd::AsFd;
 
 use super::handles::Handle;
+use super::setid::SetId;
 use super::sys::{self, Result};
 use super::{FileSystem, Inode, Thread};
 use crate::config::CachePolicy;
@@ -60,7 +61,13 @@ impl FileSystem {
         thread.become_root();
         let seat = self.keeper.handle_seat()?;
         let reopen = || self.reopen(&inode, flags);
-        let file = if open.kill_suidgid { thread.without_fsetid(reopen)? } else { reopen()? };
+        let file = if flags & libc::O_TRUNC == 0 {
+            reopen()?
+        } else {
+            let fd = self.fd(&inode)?;
+            let set_id = if open.kill_suidgid { SetId::Clear } else { SetId::Keep };
+            self.changing(thread, &inode, fd.as_fd(), set_id, reopen)?
+        };
         if flags & libc::O_TRUNC != 0 {
             self.drop_renamed_capability(&inode)?;
         }

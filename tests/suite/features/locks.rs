@@ -15,7 +15,7 @@ use tests::program::program;
 use tests::share::{Share, TempDir};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{LIMIT, command, with_client, with_session};
+use super::{LIMIT, command, returned, with_client, with_session};
 
 const READ: u32 = libc::F_RDLCK as u32;
 const WRITE: u32 = libc::F_WRLCK as u32;
@@ -271,10 +271,10 @@ fn a_reset_forgets_who_waits() {
         setlk(client, node, flock(a, WRITE)).unwrap();
         setlkw(client, node, flock(b, WRITE));
         client.getattr(node, None).unwrap();
-        let used = client.queue().ring().used_index();
+        let used = returned(&session);
         session.device.reset().unwrap();
         assert!(!flocked_on_host(&share.join("file")), "the lock has gone with the session");
-        assert_eq!(session.clients[0].queue().ring().used_index(), used);
+        assert_eq!(returned(&session), used);
         let Session { device, mut daemon, .. } = session;
         drop(device);
         assert!(daemon.wait(PATIENCE).success());
