@@ -6,7 +6,7 @@
 //! - [`openmetrics`]: the same for `/metrics`;
 //! - `http`: requests and replies; `serve`: the loop over connections.
 //!
-//! What is absent: writing, waiting for a slow client, and more than [`serve::MAX_CLIENTS`] clients at a time.
+//! What is absent: writing, waiting for a slow client, and more than 16 clients at a time.
 
 mod http;
 pub mod openmetrics;

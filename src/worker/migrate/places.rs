@@ -29,7 +29,7 @@ struct Place {
 #[derive(Default)]
 struct Places(HashMap<Identity, Place>);
 
-/// Keeps [`Places`] up to date.
+/// Keeps the places up to date.
 #[derive(Default)]
 pub struct Tracker {
     on: AtomicBool,
