@@ -21,9 +21,11 @@ use crate::config::IdMapEntry;
 use crate::protocol::arbitrary::{forged_handles, mutated, requests};
 use crate::protocol::bounded::Bytes;
 use crate::protocol::codec;
-use crate::protocol::message::{DeviceKind, MakeDevice, Permissions, TrustedXattr, XattrReply, XattrSetMode};
+use crate::protocol::message::{
+    Admit, DeviceKind, MakeDevice, Permissions, TrustedXattr, XattrReply, XattrSetMode,
+};
 use crate::protocol::name::{EntryName, TrustedName};
-use crate::protocol::{SealedHandle, handle};
+use crate::protocol::{FileHandle, SealedHandle, handle};
 
 const ALL: Services = Services { handles: true, admit: true, make_device: true, trusted_xattr: true };
 
@@ -142,6 +144,50 @@ fn sealed_files_reopen_on_the_shares_own_mount() {
             let flags = fcntl(&reopened, FcntlArg::F_GETFL).unwrap();
             assert_eq!(flags & libc::O_PATH, libc::O_PATH, "{path}: for nothing but to name the file");
             assert_eq!(seal(&mut server, reopened), Ok(sealed), "{path}: seals of one file are equal");
+        }
+    });
+}
+
+fn admit(server: &mut Server, mount: u32, handle: &FileHandle) -> Result<Result<OwnedFd, i32>, Violation> {
+    match server.handle(ToBroker::Admit(Admit { mount, handle: handle.clone() }), Vec::new())? {
+        Answer::Reply(ToWorker::Admitted(Ok(())), mut fds) if fds.len() == 1 => Ok(Ok(fds.remove(0))),
+        Answer::Reply(ToWorker::Admitted(Err(errno)), fds) if fds.is_empty() => Ok(Err(errno.code())),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Handles that anybody may have made: only files in the share open, on its own mount, also removed ones.
+#[test]
+fn foreign_handles_open_only_files_in_the_share() {
+    in_lab(|lab| {
+        let mut server = lab.server();
+        // On a kernel without the proof the service is off; were it on, nothing at all would open.
+        let proves = sys::proves_handles(lab.share.as_fd());
+        fs::write(lab.root.join("share/removed"), "").unwrap();
+        fs::write(lab.root.join("secret-removed"), "").unwrap();
+        fs::hard_link(lab.root.join("secret"), lab.root.join("secret-too")).unwrap();
+        let inside =
+            ["file", "dir", "dir/deep/file", "link", "fifo", "removed"].map(|path| lab.path_fd(path));
+        let outside = ["secret", "secret-removed", "."].map(|path| lab.host_fd(path));
+        fs::remove_file(lab.root.join("share/removed")).unwrap();
+        fs::remove_file(lab.root.join("secret-removed")).unwrap();
+        for fd in &inside {
+            let (handle, _) = sys::handle_of(fd.as_fd()).unwrap();
+            let opened = admit(&mut server, 0, &handle).unwrap();
+            match opened {
+                Ok(opened) => assert_eq!(id(&opened), id(fd)),
+                Err(errno) => assert!(!proves && errno == libc::ESTALE, "{errno}"),
+            }
+            for bits in [0x1_0000, 0x2_0000, i32::MIN] {
+                let handle_type = handle.handle_type | bits;
+                let marked = FileHandle { handle_type, bytes: handle.bytes.clone() };
+                assert_eq!(admit(&mut server, 0, &marked).unwrap().unwrap_err(), libc::EINVAL);
+            }
+            assert_eq!(admit(&mut server, 7, &handle).unwrap_err(), Violation::UnknownMount);
+        }
+        for fd in &outside {
+            let (handle, _) = sys::handle_of(fd.as_fd()).unwrap();
+            assert_eq!(admit(&mut server, 0, &handle).unwrap().unwrap_err(), libc::ESTALE);
         }
     });
 }
