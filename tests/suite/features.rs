@@ -6,6 +6,8 @@
 mod ioctl;
 #[path = "features/locks.rs"]
 mod locks;
+#[path = "features/logging.rs"]
+mod logging;
 #[path = "features/modcaps.rs"]
 mod modcaps;
 #[path = "features/negotiated.rs"]
@@ -14,6 +16,8 @@ mod negotiated;
 mod pool;
 #[path = "features/shares.rs"]
 mod shares;
+#[path = "features/submounts.rs"]
+mod submounts;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

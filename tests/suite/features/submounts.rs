@@ -1,0 +1,79 @@
+//! What `docs/submounts.md` says of file systems that are mounted and unmounted while the daemon serves.
+
+use std::fs;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount, umount};
+use tests::bounded::bounded;
+use tests::frontend::DeviceConfig;
+use tests::fuse::Session;
+use tests::fuse::wire::{ATTR_SUBMOUNT, ROOT};
+use tests::share::Share;
+
+use super::{LIMIT, command};
+
+fn tmpfs(path: &Path) {
+    fs::create_dir_all(path).unwrap();
+    mount(Some("t"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+}
+
+#[test]
+fn the_tree_of_mounts_is_that_of_the_start() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        tmpfs(&share.join("early"));
+        share.write("early/file", "early");
+        share.write("late/covered", "covered");
+        let mut session = Session::start(command(&share), DeviceConfig::default());
+        let client = session.client();
+        let early = client.lookup(ROOT, "early").unwrap();
+        assert_eq!(early.attr.flags & ATTR_SUBMOUNT, ATTR_SUBMOUNT);
+
+        // What comes is not seen; what it covers is, by names that are known and by new ones.
+        tmpfs(&share.join("late"));
+        share.write("late/file", "late");
+        let late = client.lookup(ROOT, "late").unwrap();
+        assert_eq!(late.attr.flags & ATTR_SUBMOUNT, 0);
+        assert_eq!(client.lookup(late.nodeid, "file"), Err(Errno::ENOENT));
+        client.lookup(late.nodeid, "covered").unwrap();
+        tmpfs(&share.join("early"));
+        client.lookup(early.nodeid, "file").unwrap();
+        umount(&share.join("early")).unwrap();
+
+        // What goes stays, and can be used.
+        umount(&share.join("early")).unwrap();
+        assert!(!share.join("early/file").exists());
+        let again = client.lookup(ROOT, "early").unwrap();
+        assert_eq!(again.nodeid, early.nodeid);
+        let file = client.lookup(early.nodeid, "file").unwrap().nodeid;
+        let fh = client.open(file, libc::O_RDWR).unwrap().fh;
+        client.write(file, fh, 0, b"EARLY").unwrap();
+        assert_eq!(client.read(file, fh, 0, 10).unwrap(), b"EARLY");
+        client.release(file, fh).unwrap();
+        assert!(session.finish().0.success());
+        umount(&share.join("late")).unwrap();
+    });
+}
+
+#[test]
+fn a_read_only_mount_is_the_hosts_own_and_a_read_only_file_system_everybodys() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        tmpfs(&share.join("sub"));
+        let mut session = Session::start(command(&share), DeviceConfig::default());
+        let client = session.client();
+        let sub = client.lookup(ROOT, "sub").unwrap().nodeid;
+        let remount = |flags| {
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | flags;
+            mount(None::<&str>, &share.join("sub"), None::<&str>, flags, None::<&str>).unwrap();
+        };
+        remount(MsFlags::MS_BIND);
+        assert!(fs::create_dir(share.join("sub/host")).is_err());
+        client.mkdir(sub, "guest", 0o755).unwrap();
+        remount(MsFlags::empty());
+        assert_eq!(client.mkdir(sub, "more", 0o755), Err(Errno::EROFS));
+        assert!(session.finish().0.success());
+        umount(&share.join("sub")).unwrap();
+    });
+}
