@@ -179,10 +179,14 @@ impl Daemon {
             let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
             poll(&mut fds, pause).expect("poll inotify");
             let _ = watch.read_events();
-            let ended = self.pidfd.ended_within(Duration::ZERO).expect("poll a pidfd");
-            assert!(!ended, "the daemon ended before it listened; its stderr:\n{}", self.stderr());
+            assert!(!self.has_ended(), "the daemon ended before it listened; its stderr:\n{}", self.stderr());
             assert!(Instant::now() < end, "cannot connect to {}: {error}", self.socket.display());
         }
+    }
+
+    /// Whether the process that was started has ended.
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_some() || self.pidfd.ended_within(Duration::ZERO).expect("poll a pidfd")
     }
 
     /// Sends it a signal.

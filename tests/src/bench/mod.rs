@@ -48,6 +48,9 @@ pub enum Failure {
     /// The daemon did not start.
     #[error("{0}")]
     Boot(String),
+    /// The daemon ended while it was measured.
+    #[error("the daemon has ended; last it wrote: {0}")]
+    Ended(String),
     /// A system call of ours failed.
     #[error("{0}")]
     System(#[from] io::Error),

@@ -133,7 +133,8 @@ impl<'a> Round<'a> {
             if workload.is_scaling() && spec.request_queues(2) == 1 {
                 continue;
             }
-            let measured = match workload.scripts(guest, self.fixture) {
+            let scripts = guest.check_alive().and_then(|()| workload.scripts(guest, self.fixture));
+            let measured = match scripts {
                 Ok(mut scripts) => measure(guest, &mut scripts, workload.depth, self.plan.span),
                 Err(e) => Measurement { failure: Some(e.to_string()), ..Default::default() },
             };
