@@ -1,6 +1,7 @@
 //! Measures vhost-user-fs daemons side by side: see `bench --help`, and docs/performance.md for how to read what
 //! it prints.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,11 +12,11 @@ use serde_json::json;
 use tests::bench::engine::Span;
 use tests::bench::fixture::{FULL, Fixture, QUICK};
 use tests::bench::guest::Guest;
-use tests::bench::report::{Results, syscalls as syscall_table};
+use tests::bench::report::{self, Results};
 use tests::bench::run::{IDLE, NATIVE, Plan, STARTUP, run};
 use tests::bench::spec::{DaemonSpec, default_daemons, variants};
 use tests::bench::workload::{self, Workload};
-use tests::bench::{million, proofs, syscalls};
+use tests::bench::{kernel, million, proofs, syscalls};
 use tests::frontend::Wait;
 
 /// Measures vhost-user-fs daemons side by side, on the same directory, through an in-process front end.
@@ -34,6 +35,8 @@ struct Arguments {
 enum Command {
     /// Count system calls per request with strace.
     Syscalls(SyscallArguments),
+    /// Run ordinary programs (tar, find, git, cargo, fio and others) on a mount of each daemon.
+    Kernel(KernelArguments),
     /// List the workloads.
     List,
 }
@@ -97,6 +100,15 @@ struct SyscallArguments {
     depth: u16,
 }
 
+#[derive(Debug, Args)]
+struct KernelArguments {
+    #[command(flatten)]
+    common: Common,
+    /// Rounds, of which the medians are taken.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum WaitMode {
     /// On the call eventfd, as a guest waits for an interrupt.
@@ -109,6 +121,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Some(Command::Syscalls(arguments)) => count_syscalls(&arguments),
+        Some(Command::Kernel(arguments)) => run_programs(&arguments),
         Some(Command::List) => list(),
         None => measure(&arguments.run),
     };
@@ -235,7 +248,24 @@ fn count_syscalls(arguments: &SyscallArguments) -> io::Result<bool> {
     if arguments.common.json {
         writeln!(out, "{:#}", json!(columns))?;
     } else {
-        write!(out, "{}", syscall_table(&columns))?;
+        write!(out, "{}", report::syscalls(&columns))?;
     }
     Ok(complete)
+}
+
+fn run_programs(arguments: &KernelArguments) -> io::Result<bool> {
+    let fixture = Fixture::new(arguments.common.dir.as_deref(), QUICK)?;
+    let daemons = arguments.common.daemons();
+    let outcome = kernel::run(&daemons, &fixture, arguments.rounds.into(), |what| eprintln!("{what} ..."))?;
+    let mut out = io::stdout().lock();
+    if arguments.common.json {
+        let mut programs: BTreeMap<&str, BTreeMap<&str, _>> = BTreeMap::new();
+        for ((program, daemon), runs) in &outcome.runs {
+            programs.entry(program).or_default().insert(daemon, json!(runs));
+        }
+        writeln!(out, "{:#}", json!({"programs": programs, "failures": outcome.failures}))?;
+    } else {
+        write!(out, "{}", report::programs(&daemons, &outcome))?;
+    }
+    Ok(outcome.failures.is_empty())
 }
