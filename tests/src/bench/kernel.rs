@@ -174,10 +174,12 @@ fn succeed(command: &mut Command) -> io::Result<()> {
     Err(io::Error::other(format!("{text}: {}: {}", output.status, stderr.trim())))
 }
 
-/// Runs all programs on each daemon, and on the directory itself, in each round.
+/// Runs all programs on each daemon, and on the directory itself, in each round; with up to this many queues,
+/// as far as a daemon has them.
 pub fn run(
     daemons: &[DaemonSpec],
     fixture: &Fixture,
+    queues: u16,
     rounds: usize,
     mut progress: impl FnMut(&str),
 ) -> io::Result<Outcome> {
@@ -188,7 +190,7 @@ pub fn run(
         let first = round % daemons.len().max(1);
         for spec in daemons[first..].iter().chain(&daemons[..first]) {
             progress(&format!("round {} of {rounds}, {}", round + 1, spec.name));
-            if let Err(e) = on_daemon(spec, &sources, fixture, &mut outcome) {
+            if let Err(e) = on_daemon(spec, spec.request_queues(queues), &sources, fixture, &mut outcome) {
                 outcome.failures.push(format!("{}: {e}", spec.name));
             }
         }
@@ -223,19 +225,20 @@ fn timed(step: &Step) -> Result<Duration, String> {
     Ok(start.elapsed())
 }
 
-/// A guest has a queue for each of its CPUs, as far as the daemon offers them.
-fn queues(spec: &DaemonSpec) -> u16 {
+/// How many queues a guest has: one for each of its CPUs, as far as the daemon offers them.
+pub fn guest_queues() -> u16 {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    spec.request_queues(u16::try_from(cpus).unwrap_or(1))
+    u16::try_from(cpus).unwrap_or(1)
 }
 
 fn on_daemon(
     spec: &DaemonSpec,
+    queues: u16,
     sources: &Sources,
     fixture: &Fixture,
     outcome: &mut Outcome,
 ) -> Result<(), Failure> {
-    let (queues, mountpoint) = (queues(spec), TempDir::short());
+    let mountpoint = TempDir::short();
     let daemon = spec.command(fixture.path(), queues, false).start();
     let bridge = Bridge::connect(daemon.connect(), mountpoint.path(), BridgeOptions::with_queues(queues))
         .map_err(|e| Failure::Boot(e.to_string()))?;

@@ -15,6 +15,7 @@ use tests::bench::guest::Guest;
 use tests::bench::report::{self, Results};
 use tests::bench::run::{IDLE, NATIVE, Plan, STARTUP, run};
 use tests::bench::spec::{DaemonSpec, default_daemons, variants};
+use tests::bench::tree::OwnPriority;
 use tests::bench::workload::{self, Workload};
 use tests::bench::{kernel, million, proofs, syscalls};
 use tests::frontend::Wait;
@@ -71,15 +72,18 @@ struct RunArguments {
     /// About a minute, for developers: fewer and shorter rounds, smaller directories, no million files.
     #[arg(long)]
     quick: bool,
-    /// Rounds, of which the medians are taken [default: 5, quick: 2].
+    /// Rounds, of which the medians are taken [default: 7, quick: 2].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Milliseconds for each workload, daemon and round [default: 500, quick: 100].
+    /// Milliseconds for each workload, daemon and round [default: 300, quick: 100].
     #[arg(long)]
     millis: Option<u64>,
     /// How the front end waits for replies.
     #[arg(long, value_enum, default_value_t = WaitMode::Sleep)]
     wait: WaitMode,
+    /// Run before all other work of the machine (nice -20), so that it disturbs less.
+    #[arg(long)]
+    priority: bool,
     /// Also ours with other options: without polling, without seccomp, with full Landlock and others.
     #[arg(long)]
     variants: bool,
@@ -107,6 +111,9 @@ struct KernelArguments {
     /// Rounds, of which the medians are taken.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
+    /// Request queues, for daemons that have several.
+    #[arg(long, default_value_t = kernel::guest_queues(), value_parser = clap::value_parser!(u16).range(1..))]
+    queues: u16,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -161,12 +168,12 @@ impl RunArguments {
             daemons.extend(variants());
         }
         let workloads: Vec<Workload> = workload::all().into_iter().filter(|w| self.wants(&w.name)).collect();
-        let millis = self.millis.unwrap_or(if self.quick { 100 } else { 500 });
+        let millis = self.millis.unwrap_or(if self.quick { 100 } else { 300 });
         let idle = if self.quick { 2 } else { 10 };
         Plan {
             daemons,
             workloads,
-            rounds: self.rounds.unwrap_or(if self.quick { 2 } else { 5 }).max(1),
+            rounds: self.rounds.unwrap_or(if self.quick { 2 } else { 7 }).max(1),
             span: Span {
                 warm_up: Duration::from_millis(millis / 5),
                 measured: Duration::from_millis(millis),
@@ -176,6 +183,7 @@ impl RunArguments {
                 WaitMode::Sleep => Wait::Sleep,
                 WaitMode::Spin => Wait::Spin,
             },
+            priority: self.priority,
             starts: if self.wants(STARTUP) { 3 } else { 0 },
             idle: Duration::from_secs(if self.wants(IDLE) { idle } else { 0 }),
         }
@@ -189,6 +197,7 @@ impl RunArguments {
 fn measure(arguments: &RunArguments) -> io::Result<bool> {
     let plan = arguments.plan();
     eprintln!("making files ...");
+    let _priority = plan.priority.then(OwnPriority::raise).transpose()?;
     let sizes = if arguments.quick { QUICK } else { FULL };
     let mut fixture = Fixture::new(arguments.common.dir.as_deref(), sizes)?;
     let outcome = run(&plan, &fixture, |what| eprintln!("{what} ..."));
@@ -223,7 +232,7 @@ fn many_files(plan: &Plan, fixture: &mut Fixture, count: usize, results: &mut Re
     }
     for spec in &plan.daemons {
         eprintln!("{count} files on {} ...", spec.name);
-        let measured = million::run(spec, fixture, count, plan.wait).map_err(|e| e.to_string());
+        let measured = million::run(spec, fixture, count, plan).map_err(|e| e.to_string());
         results.million.insert(spec.name.clone(), measured);
     }
     Ok(())
@@ -256,7 +265,9 @@ fn count_syscalls(arguments: &SyscallArguments) -> io::Result<bool> {
 fn run_programs(arguments: &KernelArguments) -> io::Result<bool> {
     let fixture = Fixture::new(arguments.common.dir.as_deref(), QUICK)?;
     let daemons = arguments.common.daemons();
-    let outcome = kernel::run(&daemons, &fixture, arguments.rounds.into(), |what| eprintln!("{what} ..."))?;
+    let outcome = kernel::run(&daemons, &fixture, arguments.queues, arguments.rounds.into(), |what| {
+        eprintln!("{what} ...");
+    })?;
     let mut out = io::stdout().lock();
     if arguments.common.json {
         let mut programs: BTreeMap<&str, BTreeMap<&str, _>> = BTreeMap::new();
