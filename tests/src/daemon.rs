@@ -83,7 +83,7 @@ impl DaemonCommand {
         let runtime = TempDir::short();
         let socket = runtime.path().join("socket");
         let mut command = Command::new(&self.program);
-        command.args(&self.args).envs(self.env).process_group(0);
+        command.args(&self.args).envs(self.env);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let listener = match self.handover {
             Handover::Fd => {
@@ -101,11 +101,14 @@ impl DaemonCommand {
             Handover::None => None,
         };
         let inherited = listener.as_ref().map(AsRawFd::as_raw_fd);
-        // SAFETY: between fork and exec this only makes two system calls; it allocates nothing and takes no
+        // SAFETY: between fork and exec this only makes system calls; it allocates nothing and takes no
         // lock. `inherited` is open in the child, since `listener` lives until after the spawn.
         unsafe {
             command.pre_exec(move || {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // A session, and so a process group, of its own, as under libvirt or systemd: the scheduler's
+                // automatic groups treat all daemons alike then.
+                libc::setsid();
                 match inherited {
                     Some(fd) if libc::fcntl(fd, libc::F_SETFD, 0) != 0 => Err(io::Error::last_os_error()),
                     _ => Ok(()),
@@ -179,10 +182,14 @@ impl Daemon {
             let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
             poll(&mut fds, pause).expect("poll inotify");
             let _ = watch.read_events();
-            let ended = self.pidfd.ended_within(Duration::ZERO).expect("poll a pidfd");
-            assert!(!ended, "the daemon ended before it listened; its stderr:\n{}", self.stderr());
+            assert!(!self.has_ended(), "the daemon ended before it listened; its stderr:\n{}", self.stderr());
             assert!(Instant::now() < end, "cannot connect to {}: {error}", self.socket.display());
         }
+    }
+
+    /// Whether the process that was started has ended.
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_some() || self.pidfd.ended_within(Duration::ZERO).expect("poll a pidfd")
     }
 
     /// Sends it a signal.

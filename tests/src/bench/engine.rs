@@ -138,6 +138,7 @@ fn lap(
     depth: u16,
     length: Duration,
 ) -> Result<Measurement, Failure> {
+    guest.check_alive()?;
     for script in scripts.iter_mut() {
         script.prepare(guest)?;
     }
@@ -149,6 +150,7 @@ fn lap(
         [script] => drive(guest.queue(), *script, depth, until),
         _ => drive_all(guest.queues_mut(), scripts, depth, until),
     };
+    guest.check_alive()?;
     guest.tree.settle()?;
     sum.daemon_cpu = guest.tree.cpu()?.saturating_sub(before);
     for script in scripts.iter_mut() {

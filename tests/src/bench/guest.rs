@@ -17,8 +17,8 @@ use crate::fuse::wire::{self, IN_HEADER, opcode};
 pub const MAX_DEPTH: u16 = 64;
 /// The user who asks where none is named.
 pub const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 4711 };
-/// How long a reply may take: more than any daemon should need for one with a million inodes.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a reply may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Nodes in one BATCH_FORGET of the size of a slot.
 const FORGETS: usize =
     (HEADROOM - IN_HEADER - size_of::<wire::BatchForgetIn>()) / size_of::<wire::ForgetOne>();
@@ -57,8 +57,9 @@ impl Guest {
         let config = DeviceConfig { request_queues, depth: MAX_DEPTH, limit: PATIENCE, ..Default::default() };
         let start = Instant::now();
         let daemon = command.start();
-        let tell =
-            |e: &dyn std::fmt::Display| Failure::Boot(format!("{e}; it wrote: {}", daemon.stderr().trim()));
+        let tell = |e: &dyn std::fmt::Display| {
+            Failure::Boot(format!("{e}; last it wrote: {}", last_line(&daemon.stderr())))
+        };
         let (device, queues) = Device::boot(daemon.connect(), config).map_err(|e| tell(&e))?;
         let mut queues = queues.into_iter();
         let high_priority = queues.next().ok_or(Failure::Malformed("no high-priority queue"))?;
@@ -83,13 +84,20 @@ impl Guest {
         &mut self.queues
     }
 
-    /// What the daemon wrote to stderr so far.
-    pub fn stderr(&self) -> String {
-        self.daemon.stderr()
+    /// Whether the daemon still serves; if not, its last words.
+    pub fn check_alive(&mut self) -> Result<(), Failure> {
+        match self.daemon.has_ended() {
+            false => Ok(()),
+            true => Err(Failure::Ended(last_line(&self.daemon.stderr()))),
+        }
     }
 
     /// Makes one request and waits for its reply.
-    pub fn call<T: FromBytes + FromZeros + IntoBytes>(&mut self, message: Message) -> Result<T, Failure> {
+    pub fn last_line(text: &str) -> String {
+        text.trim().lines().last().unwrap_or("nothing").to_owned()
+    }
+
+    fn call<T: FromBytes + FromZeros + IntoBytes>(&mut self, message: Message) -> Result<T, Failure> {
         call(self.queue(), message.reply::<T>())
     }
 
@@ -141,6 +149,10 @@ impl Guest {
         nodes.clear();
         Ok(())
     }
+}
+
+fn last_line(text: &str) -> String {
+    text.trim().lines().last().unwrap_or("nothing").to_owned()
 }
 
 fn call<T: FromBytes + FromZeros + IntoBytes>(queue: &mut Queue, mut message: Message) -> Result<T, Failure> {

@@ -8,10 +8,10 @@ use super::fixture::{self, Fixture};
 use super::guest::{Guest, ROOT_USER};
 use super::message::Message;
 use super::native;
+use super::run::Plan;
 use super::scripts::{ColdLookup, ReadDirPlus, Single, exactly};
 use super::spec::DaemonSpec;
 use super::tree::Memory;
-use crate::frontend::Wait;
 use crate::fuse::wire::{self, opcode};
 
 /// How many files.
@@ -59,8 +59,11 @@ impl Million {
 }
 
 /// Measures one daemon, alone.
-pub fn run(spec: &DaemonSpec, fixture: &Fixture, count: usize, wait: Wait) -> Result<Million, Failure> {
-    let mut guest = Guest::boot(spec.command(fixture.path(), 1, false), 1, wait)?;
+pub fn run(spec: &DaemonSpec, fixture: &Fixture, count: usize, plan: &Plan) -> Result<Million, Failure> {
+    let mut guest = Guest::boot(spec.command(fixture.path(), 1, false), 1, plan.wait)?;
+    if plan.priority {
+        guest.tree.prioritise()?;
+    }
     let directory = guest.lookup(wire::ROOT, fixture::MILLION.as_bytes())?;
     let mut result = Million { empty: guest.tree.memory()?, ..Default::default() };
 

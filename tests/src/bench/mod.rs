@@ -8,13 +8,15 @@
 //! - [`spec`]: which daemons, [`workload`]: which work, [`fixture`]: on which files.
 //! - [`guest`]: a started daemon; [`message`]: requests; [`engine`]: the loop that keeps requests in flight and
 //!   measures; [`scripts`]: what the workloads send; [`histogram`] and [`tree`]: what is measured.
-//! - [`run`]: rounds; [`million`]: a working set of a million inodes; [`syscalls`]: system calls per request.
+//! - [`run`]: rounds; [`million`]: a working set of a million inodes; [`syscalls`]: system calls per request;
+//!   [`kernel`]: ordinary programs, through the kernel's own client.
 //! - [`report`] prints, [`proofs`] judges.
 
 pub mod engine;
 pub mod fixture;
 pub mod guest;
 pub mod histogram;
+pub mod kernel;
 pub mod message;
 pub mod million;
 pub mod native;
@@ -48,6 +50,9 @@ pub enum Failure {
     /// The daemon did not start.
     #[error("{0}")]
     Boot(String),
+    /// The daemon ended while it was measured.
+    #[error("the daemon has ended; last it wrote: {0}")]
+    Ended(String),
     /// A system call of ours failed.
     #[error("{0}")]
     System(#[from] io::Error),

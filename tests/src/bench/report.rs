@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::engine::Measurement;
 use super::guest::Startup;
+use super::kernel;
 use super::million::Million;
 use super::run::{Idle, NATIVE, Outcome};
 use super::spec::DaemonSpec;
@@ -361,6 +362,35 @@ pub fn syscalls(columns: &[(String, Vec<(String, Calls)>)]) -> String {
         }
     }
     format!("{}\n{text}", table.render())
+}
+
+/// Ordinary programs: time, the daemon's CPU time, and requests.
+pub fn programs(daemons: &[DaemonSpec], outcome: &kernel::Outcome) -> String {
+    let columns: Vec<String> =
+        daemons.iter().map(|spec| spec.name.clone()).chain(std::iter::once(NATIVE.to_owned())).collect();
+    let mut text = String::new();
+    let millis = |time: Duration| time.as_secs_f64() * 1e3;
+    for (title, columns, value) in [
+        ("Programs: time, ms", &columns[..], (|run| run.0) as fn((f64, f64, f64)) -> f64),
+        ("Programs: daemon CPU, ms", &columns[..daemons.len()], |run| run.1),
+        ("Programs: requests", &columns[..daemons.len()], |run| run.2),
+    ] {
+        let mut table = Table::new(title, "program", columns);
+        for name in &outcome.programs {
+            let cell = |column: &String| {
+                let runs = outcome.runs.get(&((*name).to_owned(), column.clone()))?;
+                let figures =
+                    runs.iter().map(|r| value((millis(r.elapsed), millis(r.daemon_cpu), r.requests as f64)));
+                median(figures.collect())
+            };
+            table.row(name, columns.iter().map(|c| cell(c).map_or(Cell::None, Cell::Value)).collect());
+        }
+        text += &table.render();
+    }
+    for failure in &outcome.failures {
+        let _ = writeln!(text, "FAILED: {failure}");
+    }
+    text
 }
 
 enum Cell {

@@ -38,6 +38,8 @@ pub struct Plan {
     pub native: bool,
     /// How the front end waits.
     pub wait: Wait,
+    /// Whether daemons go before all other work of the machine.
+    pub priority: bool,
     /// Additional starts in each round, for a better median.
     pub starts: usize,
     /// How long to look at idle daemons; not at all when zero.
@@ -119,7 +121,13 @@ impl<'a> Round<'a> {
         let mut guests = Vec::new();
         for spec in order(self.plan, self.number).filter(|spec| spec.request_queues(queues) == queues) {
             let command = spec.command(self.fixture.path(), queues, xattr);
-            match Guest::boot(command, queues, self.plan.wait) {
+            let guest = Guest::boot(command, queues, self.plan.wait).and_then(|guest| {
+                if self.plan.priority {
+                    guest.tree.prioritise()?;
+                }
+                Ok(guest)
+            });
+            match guest {
                 Ok(guest) => guests.push((spec, guest)),
                 Err(e) => failures.push(format!("{}: {e}", spec.name)),
             }
@@ -133,7 +141,8 @@ impl<'a> Round<'a> {
             if workload.is_scaling() && spec.request_queues(2) == 1 {
                 continue;
             }
-            let measured = match workload.scripts(guest, self.fixture) {
+            let scripts = guest.check_alive().and_then(|()| workload.scripts(guest, self.fixture));
+            let measured = match scripts {
                 Ok(mut scripts) => measure(guest, &mut scripts, workload.depth, self.plan.span),
                 Err(e) => Measurement { failure: Some(e.to_string()), ..Default::default() },
             };

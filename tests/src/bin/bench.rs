@@ -1,6 +1,7 @@
 //! Measures vhost-user-fs daemons side by side: see `bench --help`, and docs/performance.md for how to read what
 //! it prints.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,11 +12,12 @@ use serde_json::json;
 use tests::bench::engine::Span;
 use tests::bench::fixture::{FULL, Fixture, QUICK};
 use tests::bench::guest::Guest;
-use tests::bench::report::{Results, syscalls as syscall_table};
+use tests::bench::report::{self, Results};
 use tests::bench::run::{IDLE, NATIVE, Plan, STARTUP, run};
 use tests::bench::spec::{DaemonSpec, default_daemons, variants};
+use tests::bench::tree::OwnPriority;
 use tests::bench::workload::{self, Workload};
-use tests::bench::{million, proofs, syscalls};
+use tests::bench::{kernel, million, proofs, syscalls};
 use tests::frontend::Wait;
 
 /// Measures vhost-user-fs daemons side by side, on the same directory, through an in-process front end.
@@ -34,6 +36,8 @@ struct Arguments {
 enum Command {
     /// Count system calls per request with strace.
     Syscalls(SyscallArguments),
+    /// Run ordinary programs (tar, find, git, cargo, fio and others) on a mount of each daemon.
+    Kernel(KernelArguments),
     /// List the workloads.
     List,
 }
@@ -68,15 +72,18 @@ struct RunArguments {
     /// About a minute, for developers: fewer and shorter rounds, smaller directories, no million files.
     #[arg(long)]
     quick: bool,
-    /// Rounds, of which the medians are taken [default: 5, quick: 2].
+    /// Rounds, of which the medians are taken [default: 7, quick: 2].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Milliseconds for each workload, daemon and round [default: 500, quick: 100].
+    /// Milliseconds for each workload, daemon and round [default: 300, quick: 100].
     #[arg(long)]
     millis: Option<u64>,
     /// How the front end waits for replies.
     #[arg(long, value_enum, default_value_t = WaitMode::Sleep)]
     wait: WaitMode,
+    /// Run before all other work of the machine (nice -20), so that it disturbs less.
+    #[arg(long)]
+    priority: bool,
     /// Also ours with other options: without polling, without seccomp, with full Landlock and others.
     #[arg(long)]
     variants: bool,
@@ -97,6 +104,18 @@ struct SyscallArguments {
     depth: u16,
 }
 
+#[derive(Debug, Args)]
+struct KernelArguments {
+    #[command(flatten)]
+    common: Common,
+    /// Rounds, of which the medians are taken.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Request queues, for daemons that have several.
+    #[arg(long, default_value_t = kernel::guest_queues(), value_parser = clap::value_parser!(u16).range(1..))]
+    queues: u16,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum WaitMode {
     /// On the call eventfd, as a guest waits for an interrupt.
@@ -109,6 +128,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Some(Command::Syscalls(arguments)) => count_syscalls(&arguments),
+        Some(Command::Kernel(arguments)) => run_programs(&arguments),
         Some(Command::List) => list(),
         None => measure(&arguments.run),
     };
@@ -148,12 +168,12 @@ impl RunArguments {
             daemons.extend(variants());
         }
         let workloads: Vec<Workload> = workload::all().into_iter().filter(|w| self.wants(&w.name)).collect();
-        let millis = self.millis.unwrap_or(if self.quick { 100 } else { 500 });
+        let millis = self.millis.unwrap_or(if self.quick { 100 } else { 300 });
         let idle = if self.quick { 2 } else { 10 };
         Plan {
             daemons,
             workloads,
-            rounds: self.rounds.unwrap_or(if self.quick { 2 } else { 5 }).max(1),
+            rounds: self.rounds.unwrap_or(if self.quick { 2 } else { 7 }).max(1),
             span: Span {
                 warm_up: Duration::from_millis(millis / 5),
                 measured: Duration::from_millis(millis),
@@ -163,6 +183,7 @@ impl RunArguments {
                 WaitMode::Sleep => Wait::Sleep,
                 WaitMode::Spin => Wait::Spin,
             },
+            priority: self.priority,
             starts: if self.wants(STARTUP) { 3 } else { 0 },
             idle: Duration::from_secs(if self.wants(IDLE) { idle } else { 0 }),
         }
@@ -176,6 +197,7 @@ impl RunArguments {
 fn measure(arguments: &RunArguments) -> io::Result<bool> {
     let plan = arguments.plan();
     eprintln!("making files ...");
+    let _priority = plan.priority.then(OwnPriority::raise).transpose()?;
     let sizes = if arguments.quick { QUICK } else { FULL };
     let mut fixture = Fixture::new(arguments.common.dir.as_deref(), sizes)?;
     let outcome = run(&plan, &fixture, |what| eprintln!("{what} ..."));
@@ -210,7 +232,7 @@ fn many_files(plan: &Plan, fixture: &mut Fixture, count: usize, results: &mut Re
     }
     for spec in &plan.daemons {
         eprintln!("{count} files on {} ...", spec.name);
-        let measured = million::run(spec, fixture, count, plan.wait).map_err(|e| e.to_string());
+        let measured = million::run(spec, fixture, count, plan).map_err(|e| e.to_string());
         results.million.insert(spec.name.clone(), measured);
     }
     Ok(())
@@ -235,7 +257,26 @@ fn count_syscalls(arguments: &SyscallArguments) -> io::Result<bool> {
     if arguments.common.json {
         writeln!(out, "{:#}", json!(columns))?;
     } else {
-        write!(out, "{}", syscall_table(&columns))?;
+        write!(out, "{}", report::syscalls(&columns))?;
     }
     Ok(complete)
+}
+
+fn run_programs(arguments: &KernelArguments) -> io::Result<bool> {
+    let fixture = Fixture::new(arguments.common.dir.as_deref(), QUICK)?;
+    let daemons = arguments.common.daemons();
+    let outcome = kernel::run(&daemons, &fixture, arguments.queues, arguments.rounds.into(), |what| {
+        eprintln!("{what} ...");
+    })?;
+    let mut out = io::stdout().lock();
+    if arguments.common.json {
+        let mut programs: BTreeMap<&str, BTreeMap<&str, _>> = BTreeMap::new();
+        for ((program, daemon), runs) in &outcome.runs {
+            programs.entry(program).or_default().insert(daemon, json!(runs));
+        }
+        writeln!(out, "{:#}", json!({"programs": programs, "failures": outcome.failures}))?;
+    } else {
+        write!(out, "{}", report::programs(&daemons, &outcome))?;
+    }
+    Ok(outcome.failures.is_empty())
 }

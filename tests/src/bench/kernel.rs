@@ -1,0 +1,258 @@
+//! Ordinary programs on a mount of each daemon, through the host kernel's FUSE client and the bridge.
+//!
+//! The kernel's caches lie between program and daemon, as in a guest, so this says what a user would notice; the
+//! other workloads say why. The bridge's own work, a copy of each message, counts against every daemon alike.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::Failure;
+use super::fixture::Fixture;
+use super::run::NATIVE;
+use super::spec::DaemonSpec;
+use super::tree::ProcessTree;
+use crate::bridge::{Bridge, BridgeOptions};
+use crate::share::TempDir;
+
+/// Directories of the source tree.
+const DIRECTORIES: usize = 100;
+/// Files in each.
+const FILES: usize = 25;
+/// Modules of the crate that is built.
+const MODULES: usize = 40;
+/// Size of fio's file.
+const FIO_SIZE: &str = "64M";
+
+/// One of them.
+const MODULE: &str = "#[derive(Clone, Debug, PartialEq, Eq, Hash)]\npub struct S(u32, Vec<u8>);\n\
+                      pub fn f(x: u32) -> u32 { S(x, vec![1; 3]).clone().0.rotate_left(3) }\n";
+
+/// What one program took.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Run {
+    /// From its start to its end.
+    pub elapsed: Duration,
+    /// CPU time of the daemon meanwhile.
+    pub daemon_cpu: Duration,
+    /// Requests that the daemon got, but for forgets.
+    pub requests: u64,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// The programs' names, in their order.
+    pub programs: Vec<&'static str>,
+    /// By program and daemon, a run a round.
+    pub runs: BTreeMap<(String, String), Vec<Run>>,
+    /// What went wrong, or could not be run.
+    pub failures: Vec<String>,
+}
+
+/// A program and how it is called, in the order in which they are run: the later ones work on what the earlier
+/// ones made.
+struct Step {
+    name: &'static str,
+    program: &'static str,
+    arguments: Vec<String>,
+}
+
+/// Where the programs take their input from, outside of all shares.
+struct Sources {
+    dir: TempDir,
+}
+
+impl Sources {
+    /// A tree of small files as a tar archive, a repository with the same tree, and a crate.
+    fn make() -> io::Result<Sources> {
+        let sources = Sources { dir: TempDir::on_disk() };
+        let tree = sources.path("tree");
+        for directory in 0..DIRECTORIES {
+            let directory = tree.join(format!("part-{}/directory-{directory}", directory % 10));
+            fs::create_dir_all(&directory)?;
+            for file in 0..FILES {
+                let line = format!("fn function_{file}() -> usize {{ {file} }} // some text\n");
+                fs::write(directory.join(format!("file-{file}.rs")), line.repeat(1 + file * file / 4))?;
+            }
+        }
+        succeed(
+            Command::new("tar")
+                .arg("-cf")
+                .arg(sources.path("tree.tar"))
+                .arg("-C")
+                .arg(sources.dir.path())
+                .arg("tree"),
+        )?;
+        let git = |arguments: &[&str]| {
+            let mut command = Command::new("git");
+            command.arg("-C").arg(&tree).args(["-c", "user.name=bench", "-c", "user.email=bench@localhost"]);
+            succeed(command.args(arguments))
+        };
+        git(&["init", "--quiet"])?;
+        git(&["add", "."])?;
+        git(&["commit", "--quiet", "-m", "tree"])?;
+        sources.make_crate()?;
+        Ok(sources)
+    }
+
+    fn make_crate(&self) -> io::Result<()> {
+        let source = self.path("crate/src");
+        fs::create_dir_all(&source)?;
+        let manifest = "[package]\nname = \"small\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[workspace]\n";
+        fs::write(self.path("crate/Cargo.toml"), manifest)?;
+        let mut main = String::new();
+        for module in 0..MODULES {
+            fs::write(source.join(format!("m{module}.rs")), MODULE)?;
+            main += &format!("mod m{module};\n");
+        }
+        let calls: Vec<String> = (0..MODULES).map(|module| format!("m{module}::f(1)")).collect();
+        main += &format!("fn main() {{ println!(\"{{}}\", {}); }}\n", calls.join(" ^ "));
+        fs::write(source.join("main.rs"), main)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn steps(&self, work: &Path) -> Vec<Step> {
+        let source = |name: &str| self.path(name).display().to_string();
+        let work = |name: &str| work.join(name).display().to_string();
+        let step =
+            |name, program, arguments: &[String]| Step { name, program, arguments: arguments.to_vec() };
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let fio = |name, mode: &str, block: &str| {
+            let mut arguments = words(&format!(
+                "--name=job --rw={mode} --bs={block} --size={FIO_SIZE} --io_size={FIO_SIZE} --direct=1 --ioengine=libaio \
+                 --iodepth=16 --randseed=7 --output-format=terse"
+            ));
+            arguments.push(format!("--filename={}", work("fio-data")));
+            Step { name, program: "fio", arguments }
+        };
+        let git_clone = words("clone --quiet --no-hardlinks");
+        vec![
+            step("tar x", "tar", &["-xf".into(), source("tree.tar"), "-C".into(), work("")]),
+            step("diff -r", "diff", &["-r".into(), "--exclude=.git".into(), source("tree"), work("tree")]),
+            step("find", "find", &[vec![work("tree")], words("-type f -size +1k")].concat()),
+            step("rg", "rg", &["--count".into(), "function_24".into(), work("tree")]),
+            step("grep -r", "grep", &["-rc".into(), "function_24".into(), work("tree")]),
+            step("git clone", "git", &[git_clone, vec![source("tree"), work("clone")]].concat()),
+            step("git status", "git", &["-C".into(), work("clone"), "status".into(), "--porcelain".into()]),
+            step("cp -r crate", "cp", &["-r".into(), source("crate"), work("crate")]),
+            step(
+                "cargo build",
+                "cargo",
+                &[
+                    "build".into(),
+                    "--offline".into(),
+                    "--quiet".into(),
+                    format!("--manifest-path={}", work("crate/Cargo.toml")),
+                    format!("--target-dir={}", work("target")),
+                ],
+            ),
+            fio("fio write 1M", "write", "1M"),
+            fio("fio read 1M", "read", "1M"),
+            fio("fio randread 4k", "randread", "4k"),
+            fio("fio randwrite 4k", "randwrite", "4k"),
+            step("rm -r", "rm", &["-r".into(), work("tree"), work("clone"), work("crate"), work("target")]),
+        ]
+    }
+}
+
+fn succeed(command: &mut Command) -> io::Result<()> {
+    let text = || format!("{:?} {:?}", command.get_program(), command.get_args().collect::<Vec<_>>());
+    let text = text();
+    let output = command.stdin(Stdio::null()).stdout(Stdio::null()).output();
+    let output = output.map_err(|e| io::Error::new(e.kind(), format!("{text}: {e}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{text}: {}: {}", output.status, stderr.trim())))
+}
+
+/// Runs all programs on each daemon, and on the directory itself, in each round; with up to this many queues,
+/// as far as a daemon has them.
+pub fn run(
+    daemons: &[DaemonSpec],
+    fixture: &Fixture,
+    queues: u16,
+    rounds: usize,
+    mut progress: impl FnMut(&str),
+) -> io::Result<Outcome> {
+    let sources = Sources::make()?;
+    let programs = sources.steps(Path::new("/")).iter().map(|step| step.name).collect();
+    let mut outcome = Outcome { programs, ..Default::default() };
+    for round in 0..rounds {
+        let first = round % daemons.len().max(1);
+        for spec in daemons[first..].iter().chain(&daemons[..first]) {
+            progress(&format!("round {} of {rounds}, {}", round + 1, spec.name));
+            if let Err(e) = on_daemon(spec, spec.request_queues(queues), &sources, fixture, &mut outcome) {
+                outcome.failures.push(format!("{}: {e}", spec.name));
+            }
+        }
+        let work = fixture.join("programs");
+        fs::create_dir_all(&work)?;
+        for step in sources.steps(&work) {
+            outcome.add(
+                &step,
+                NATIVE,
+                timed(&step).map(|elapsed| Run { elapsed, daemon_cpu: Duration::ZERO, requests: 0 }),
+            );
+        }
+        fs::remove_dir_all(&work)?;
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    fn add(&mut self, step: &Step, column: &str, run: Result<Run, String>) {
+        match run {
+            Ok(run) => self.runs.entry((step.name.to_owned(), column.to_owned())).or_default().push(run),
+            Err(e) => self.failures.push(format!("{} on {column}: {e}", step.name)),
+        }
+    }
+}
+
+fn timed(step: &Step) -> Result<Duration, String> {
+    let mut command = Command::new(step.program);
+    command.args(&step.arguments).env("GIT_CONFIG_GLOBAL", "/dev/null").env_remove("CARGO_TARGET_DIR");
+    let start = Instant::now();
+    succeed(&mut command).map_err(|e| e.to_string())?;
+    Ok(start.elapsed())
+}
+
+/// How many queues a guest has: one for each of its CPUs, as far as the daemon offers them.
+pub fn guest_queues() -> u16 {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from(cpus).unwrap_or(1)
+}
+
+fn on_daemon(
+    spec: &DaemonSpec,
+    queues: u16,
+    sources: &Sources,
+    fixture: &Fixture,
+    outcome: &mut Outcome,
+) -> Result<(), Failure> {
+    let mountpoint = TempDir::short();
+    let daemon = spec.command(fixture.path(), queues, false).start();
+    let bridge = Bridge::connect(daemon.connect(), mountpoint.path(), BridgeOptions::with_queues(queues))
+        .map_err(|e| Failure::Boot(e.to_string()))?;
+    let tree = ProcessTree::of(&daemon)?;
+    let work = bridge.path().join("programs");
+    fs::create_dir(&work)?;
+    for step in sources.steps(&work) {
+        tree.settle()?;
+        let (cpu, requests) = (tree.cpu()?, bridge.forwarded());
+        let elapsed = timed(&step);
+        tree.settle()?;
+        let (cpu, requests) = (tree.cpu()?.saturating_sub(cpu), bridge.forwarded() - requests);
+        outcome.add(&step, &spec.name, elapsed.map(|elapsed| Run { elapsed, daemon_cpu: cpu, requests }));
+    }
+    fs::remove_dir_all(&work)?;
+    bridge.unmount().map_err(Failure::Boot)
+}
