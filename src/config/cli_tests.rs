@@ -63,7 +63,13 @@ fn defaults() {
         log: LogConfig { level: log::LevelFilter::Info, syslog: false },
         rlimit_nofile: None,
         worker: WorkerConfig {
-            device: DeviceConfig { tag: None, num_request_queues: 6, thread_pool_size: 0, poll_us: 0 },
+            device: DeviceConfig {
+                tag: None,
+                num_request_queues: 6,
+                thread_pool_size: 0,
+                poll_us: 0,
+                limits: Limits::default(),
+            },
             fs: FsConfig {
                 cache: CachePolicy::Auto,
                 allow_mmap: false,
@@ -77,6 +83,8 @@ fn defaults() {
                 readonly: false,
                 announce_submounts: true,
                 inode_file_handles: InodeFileHandles::Prefer,
+                max_inodes: None,
+                max_handles: None,
                 killpriv_v2: false,
                 preserve_noatime: false,
                 locks: Locks::default(),

@@ -24,6 +24,7 @@ mod modcaps;
 #[cfg(test)]
 mod option_table_tests;
 mod options;
+mod rate_limit;
 mod validate;
 mod vhost_user_json;
 mod warning;
@@ -45,6 +46,7 @@ pub use file::{FileError, Place};
 pub use id_map::IdMapError;
 pub use legacy::LegacyError;
 pub use modcaps::ModcapsError;
+pub use rate_limit::RateLimit;
 pub use warning::Warning;
 
 /// The whole configuration of one device.
@@ -261,6 +263,17 @@ pub struct DeviceConfig {
     pub thread_pool_size: u16,
     /// How long a queue thread polls for more work before it sleeps, in microseconds.
     pub poll_us: u32,
+    /// How fast the request queues are served.
+    pub limits: Limits,
+}
+
+/// Limits of speed, for all request queues of a device together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// `--limit-ops`, in requests.
+    pub operations: Option<RateLimit>,
+    /// `--limit-bandwidth`, in bytes of file data.
+    pub bandwidth: Option<RateLimit>,
 }
 
 /// `--cache`
@@ -344,6 +357,10 @@ pub struct FsConfig {
     pub announce_submounts: bool,
     /// What an idle inode is kept by.
     pub inode_file_handles: InodeFileHandles,
+    /// `--max-inodes`
+    pub max_inodes: Option<u64>,
+    /// `--max-handles`
+    pub max_handles: Option<u64>,
     /// HANDLE_KILLPRIV_V2.
     pub killpriv_v2: bool,
     /// Keep the guest's `O_NOATIME`.

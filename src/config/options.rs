@@ -10,10 +10,11 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, value_parser};
 use log::LevelFilter;
 
+use super::rate_limit::{parse_bandwidth, parse_ops};
 use super::xattrmap::{ParseError, XattrMap};
 use super::{
     CachePolicy, IdMapEntry, IdTranslation, InodeFileHandles, LandlockMode, LockKind, MigrationMode,
-    MigrationOnError, Negotiate, SandboxMode, SeccompMode, WorkerIds,
+    MigrationOnError, Negotiate, RateLimit, SandboxMode, SeccompMode, WorkerIds,
 };
 
 /// VIRTIO specification, 5.11.4: the tag field has 36 bytes.
@@ -226,6 +227,24 @@ pub(super) struct Options {
     #[arg(long, value_name = "N", help_heading = "Performance", default_value_t = 0)]
     #[arg(value_parser = value_parser!(u32).range(0..=i64::from(MAX_POLL_US)))]
     pub poll_us: u32,
+
+    /// Most requests a second, e.g. 5000 or 5000/100 with the number that may come at once
+    ///
+    /// Requests above it wait. It holds for the request queues together; the high-priority queue is not limited.
+    #[arg(long, value_name = "N[/BURST]", help_heading = "Limits", value_parser = parse_ops)]
+    pub limit_ops: Option<RateLimit>,
+
+    /// Most bytes of file data a second, read and written together, e.g. 200M
+    #[arg(long, value_name = "BYTES[/BURST]", help_heading = "Limits", value_parser = parse_bandwidth)]
+    pub limit_bandwidth: Option<RateLimit>,
+
+    /// Most files and directories that the guest may know at a time; beyond it are ENFILE errors
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = value_parser!(u64).range(1..))]
+    pub max_inodes: Option<u64>,
+
+    /// Most files and directories that the guest may have open at a time; beyond it are ENFILE errors
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = value_parser!(u64).range(1..))]
+    pub max_handles: Option<u64>,
 
     /// How the source of a live migration names files
     #[arg(

@@ -9,7 +9,7 @@ use super::id_translation::IdTranslator;
 use super::modcaps::Privileges;
 use super::options::{MAX_REQUEST_QUEUES, Options};
 use super::{
-    CachePolicy, Config, Confinement, DeviceConfig, Environment, FsConfig, IdMapEntry, IdTranslation,
+    CachePolicy, Config, Confinement, DeviceConfig, Environment, FsConfig, IdMapEntry, IdTranslation, Limits,
     LockKind, Locks, LogConfig, MigrationConfig, MigrationMode, Negotiate, SandboxMode, SocketSource,
     Warning, WorkerConfig, WorkerIds, id_map, log_level,
 };
@@ -84,6 +84,7 @@ fn device(options: &Options, environment: &Environment) -> DeviceConfig {
         num_request_queues: options.num_request_queues.unwrap_or(one_for_each_cpu),
         thread_pool_size: options.thread_pool_size,
         poll_us: options.poll_us,
+        limits: Limits { operations: options.limit_ops, bandwidth: options.limit_bandwidth },
     }
 }
 
@@ -130,6 +131,8 @@ fn fs(options: &Options, privileges: &Privileges, warnings: &mut Vec<Warning>) -
         readonly: options.readonly,
         announce_submounts: !options.no_announce_submounts,
         inode_file_handles: options.inode_file_handles,
+        max_inodes: options.max_inodes,
+        max_handles: options.max_handles,
         killpriv_v2: options.killpriv_v2,
         preserve_noatime: options.preserve_noatime,
         locks: Locks {

@@ -14,7 +14,7 @@ use sandbox::mounts;
 use sandbox::seccomp::{self, SeccompError};
 use thiserror::Error;
 
-use crate::config::{FsConfig, LandlockMode, Locks, Negotiate, SandboxMode, SeccompMode};
+use crate::config::{LandlockMode, Limits, Locks, Negotiate, SandboxMode, SeccompMode, WorkerConfig};
 use crate::protocol::message::{Layer, LayerReport, LayerState, Start};
 
 /// Which step of confinement failed.
@@ -103,17 +103,20 @@ pub fn filter_system_calls(start: &Start, missing: &mut Vec<LayerReport>) -> Res
     if let Some(reason) = weakened {
         missing.push(LayerReport::new(Layer::Seccomp, LayerState::Weakened, reason));
     }
-    seccomp::apply(seccomp::Policy::Worker, mode, &widenings(&start.config.fs))?;
+    seccomp::apply(seccomp::Policy::Worker, mode, &widenings(&start.config))?;
     Ok(())
 }
 
 /// The parts of the policy that only these options need.
-fn widenings(fs: &FsConfig) -> Vec<&'static str> {
+fn widenings(config: &WorkerConfig) -> Vec<&'static str> {
+    let fs = &config.fs;
+    let limits = config.device.limits != Limits::default();
     let posix_acl = fs.posix_acl != Negotiate::Never;
     let locks = fs.locks != Locks::default();
     let all = [
         ("locks", locks),
         ("ioctl", fs.ioctl),
+        ("limits", limits),
         ("xattr", fs.xattr),
         ("posix-acl", posix_acl),
         ("set-id", fs.killpriv_v2 || posix_acl),

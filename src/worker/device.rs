@@ -6,6 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::sys::timerfd::TimerFd;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -21,6 +22,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use super::dirty_log::DirtyLog;
 use super::fs::FileSystem;
 use super::migrate::Migration;
+use super::pace::{Limiter, Pace};
 use super::pool::Pool;
 use super::queue::Queue;
 use super::vring::Vring;
@@ -33,6 +35,9 @@ pub type AtomicMemory = GuestMemoryAtomic<Memory>;
 
 /// The largest virtqueue, in descriptors (virtio 1.3, 2.7: the most that a split virtqueue can have).
 const MAX_QUEUE_SIZE: usize = 32_768;
+
+/// The high-priority queue's index.
+const HIGH_PRIORITY: u16 = 0;
 
 /// Bytes of the tag in the config space (`struct virtio_fs_config`).
 const TAG_LEN: usize = 36;
@@ -52,22 +57,39 @@ pub struct Device {
 
 impl Device {
     /// A device over a file system.
+    ///
+    /// # Errors
+    /// When a limit needs a timer and the kernel has none for us.
     pub fn new(
         fs: Arc<FileSystem>,
         config: DeviceConfig,
         migration: MigrationConfig,
         memory: AtomicMemory,
         pool: Option<&Pool>,
-    ) -> Self {
+    ) -> nix::Result<Self> {
+        let limiter = Limiter::new(&config.limits);
         let logging = Arc::new(AtomicBool::new(false));
         let queues = (0..=config.num_request_queues)
             .map(|index| {
+                let limiter = limiter.as_ref().filter(|_| index != HIGH_PRIORITY);
+                let pace = limiter.map(|limiter| Pace::new(Arc::clone(limiter))).transpose()?;
                 let (fs, logging) = (Arc::clone(&fs), Arc::clone(&logging));
-                Mutex::new(Queue::new(index, fs, logging, config.poll_us, pool.cloned()))
+                Ok(Mutex::new(Queue::new(index, fs, logging, config.poll_us, pool.cloned(), pace)))
             })
-            .collect();
+            .collect::<nix::Result<_>>()?;
         let migration = Migration::new(Arc::clone(&fs), migration);
-        Device { fs, config, memory, queues, logging, migration }
+        Ok(Device { fs, config, memory, queues, logging, migration })
+    }
+
+    /// What the queues' threads must wait on besides kicks: by the thread's number.
+    pub fn timers(&self) -> Vec<(usize, Arc<TimerFd>)> {
+        let timers = (0..self.queues.len()).map(|index| Some((index, self.queue(index)?.timer()?)));
+        timers.flatten().collect()
+    }
+
+    /// The number of the event that a timer is; those below are queues and the end.
+    pub fn timer_event(&self) -> u64 {
+        self.queues.len() as u64 + 1
     }
 
     fn queue(&self, index: usize) -> Option<MutexGuard<'_, Queue>> {
@@ -191,10 +213,14 @@ impl VhostUserBackend for Device {
 
     fn handle_event(&self, event: u16, events: EventSet, vrings: &[Vring], thread: usize) -> io::Result<()> {
         // One queue a thread: its number is the thread's, and it is the first of the thread's vrings.
-        if event != 0 || !events.contains(EventSet::IN) {
+        let timer = u64::from(event) == self.timer_event();
+        if (event != 0 && !timer) || !events.contains(EventSet::IN) {
             return Ok(());
         }
         if let (Some(mut queue), Some(vring)) = (self.queue(thread), vrings.first()) {
+            if timer {
+                queue.expired();
+            }
             queue.run(vring, &self.memory);
         }
         Ok(())

@@ -15,6 +15,7 @@ pub mod fs;
 pub mod fuse;
 pub mod log;
 pub mod migrate;
+mod pace;
 mod pool;
 mod queue;
 mod recorder;
@@ -22,7 +23,7 @@ mod request;
 mod view;
 mod vring;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ use thiserror::Error;
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::GuestMemoryAtomic;
+use vmm_sys_util::epoll::EventSet;
 
 use broker_client::{BrokerClient, BrokerClientError};
 use confine::ConfineError;
@@ -72,6 +74,9 @@ pub enum WorkerError {
         /// Why not.
         reason: DaemonError,
     },
+    /// The timers of limits.
+    #[error("cannot set up timers for limits: {0}")]
+    Timer(Errno),
     /// The front end sent something that can't be understood.
     #[error("vhost-user: the front end's message cannot be served: {0}; closing the connection")]
     FrontEnd(DaemonError),
@@ -115,18 +120,26 @@ fn serve(
     let memory: AtomicMemory = GuestMemoryAtomic::new(Memory::new());
     let fs = Arc::new(fs);
     let pool = Pool::start(&fs, start.config.device.thread_pool_size).map_err(WorkerError::Helpers)?;
-    let device = Arc::new(Device::new(
+    let device = Device::new(
         fs,
         start.config.device.clone(),
         start.config.migration.clone(),
         memory.clone(),
         pool.as_ref(),
-    ));
+    );
+    let device = Arc::new(device.map_err(WorkerError::Timer)?);
     let setup = |step| move |reason| WorkerError::Setup { step, reason };
-    let daemon = VhostUserDaemon::new("vhost-user".to_owned(), device, memory);
+    let daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory);
     // On the way out, queue threads that wait for the host's file system must not hold up the process: it ends
     // without joining them.
     let mut daemon = std::mem::ManuallyDrop::new(daemon.map_err(setup("start the queue threads"))?);
+    let handlers = daemon.get_epoll_handlers();
+    for (thread, timer) in device.timers() {
+        let Some(handler) = handlers.get(thread) else { continue };
+        handler
+            .register_listener(timer.as_fd().as_raw_fd(), EventSet::IN, device.timer_event())
+            .map_err(|error| WorkerError::Timer(Errno::from_raw(error.raw_os_error().unwrap_or(0))))?;
+    }
     confine::filter_system_calls(start, &mut missing)?;
     broker.confined(missing)?;
     let mut listener = Listener::from(UnixListener::from(listener));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::timerfd::TimerFd;
 use smallvec::SmallVec;
 use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
@@ -18,6 +19,7 @@ use super::buffers::{ChainError, Scratch};
 use super::deferred::Deferred;
 use super::device::{AtomicMemory, Memory};
 use super::fs::{FileSystem, Thread, Wait};
+use super::pace::{Pace, Turn};
 use super::pool::{InFlight, Pool};
 use super::recorder::Recorder;
 use super::request::{Served, Server, Slow};
@@ -39,6 +41,8 @@ pub struct Queue {
     /// With `--thread-pool-size`.
     pool: Option<Pool>,
     in_flight: InFlight,
+    /// `None` when nothing is limited, and for the high-priority queue.
+    pace: Option<Pace>,
     /// The guest broke this virtqueue: nothing more is taken from it until it is set up again.
     broken: bool,
 }
@@ -76,8 +80,8 @@ enum Broken {
 
 /// What to do after a batch.
 enum Next {
-    /// There may be more.
-    Batch,
+    /// So many were served, and there may be more.
+    Batch(usize),
     /// The virtqueue is empty: wait for a kick.
     Kick,
     /// The front end has stopped the virtqueue.
@@ -92,14 +96,30 @@ impl Queue {
         logging: Arc<AtomicBool>,
         poll_us: u32,
         pool: Option<Pool>,
+        pace: Option<Pace>,
     ) -> Self {
         let poll = Duration::from_micros(u64::from(poll_us));
-        Queue { index, fs, logging, poll, pool, in_flight: InFlight::default(), broken: false }
+        Queue { index, fs, logging, poll, pool, in_flight: InFlight::default(), pace, broken: false }
     }
 
     /// The virtqueue was stopped: what the guest broke may be mended when it starts again.
     pub fn reset(&mut self) {
         self.broken = false;
+        if let Some(pace) = &mut self.pace {
+            pace.reset();
+        }
+    }
+
+    /// What its thread must wait on besides the guest's kicks.
+    pub fn timer(&self) -> Option<Arc<TimerFd>> {
+        self.pace.as_ref().map(Pace::timer)
+    }
+
+    /// That timer has expired.
+    pub fn expired(&self) {
+        if let Some(pace) = &self.pace {
+            pace.expired();
+        }
     }
 
     /// Sees to it that all that left this virtqueue's thread is answered: what waits for a lock at once, what
@@ -137,9 +157,31 @@ impl Queue {
             };
             let mut served = false;
             loop {
+                let most = match self.pace.as_mut().map(|pace| pace.turn(BATCH)) {
+                    None => BATCH,
+                    Some(Turn::Take(most)) => most,
+                    Some(Turn::Wait(time)) => {
+                        if let Some(recorder) = local.server.recorder() {
+                            recorder.throttled(time);
+                        }
+                        // If it is stopped meanwhile, whoever goes on with it expects to be kicked.
+                        let queue = &mut *vring.get_mut();
+                        if queue.get_queue().ready() {
+                            queue.get_queue_mut().enable_notification(&*memory.memory())?;
+                        }
+                        return Ok(());
+                    }
+                    Some(Turn::StillWaiting) => return Ok(()),
+                };
                 let snapshot = memory.memory();
-                match self.batch(local, vring, &snapshot)? {
-                    Next::Batch => served = true,
+                let moved = local.server.moved();
+                let next = self.batch(local, vring, &snapshot, most);
+                if let Some(pace) = &mut self.pace {
+                    let number = if let Ok(Next::Batch(number)) = &next { *number } else { 0 };
+                    pace.done(most.saturating_sub(number), local.server.moved().wrapping_sub(moved));
+                }
+                match next? {
+                    Next::Batch(_) => served = true,
                     Next::Kick => break,
                     Next::Stopped => {
                         // Whoever goes on with this virtqueue, perhaps another daemon, expects to be kicked.
@@ -158,8 +200,14 @@ impl Queue {
         })
     }
 
-    /// Serves one batch.
-    fn batch(&mut self, local: &mut Local, vring: &Vring, snapshot: &Snapshot) -> Result<Next, Broken> {
+    /// Serves one batch of at most `most`.
+    fn batch(
+        &mut self,
+        local: &mut Local,
+        vring: &Vring,
+        snapshot: &Snapshot,
+        most: usize,
+    ) -> Result<Next, Broken> {
         let memory: &Memory = snapshot;
         let mut chains = SmallVec::<[DescriptorChain<&Memory>; BATCH]>::new();
         {
@@ -169,14 +217,15 @@ impl Queue {
             }
             let queue = state.get_queue_mut();
             queue.disable_notification(memory)?;
-            chains.extend(queue.iter(memory)?.take(BATCH));
+            chains.extend(queue.iter(memory)?.take(most));
             if chains.is_empty() && !poll_for_more(self.poll, queue, memory)? {
                 let more = queue.enable_notification(memory)?;
-                return Ok(if more { Next::Batch } else { Next::Kick });
+                return Ok(if more { Next::Batch(0) } else { Next::Kick });
             }
         }
+        let number = chains.len();
         if let Some(recorder) = local.server.recorder() {
-            recorder.taken(chains.len());
+            recorder.taken(number);
         }
         let mut chains = chains.into_iter();
         while let Some(chain) = chains.next() {
@@ -187,7 +236,7 @@ impl Queue {
             }
         }
         notify(vring, memory)?;
-        Ok(Next::Batch)
+        Ok(Next::Batch(number))
     }
 
     /// Serves one request and publishes its reply. `deep`: there are more behind it.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::protocol::metrics::{QueueMetrics, Region, TIMED_ONE_OF, add, bucket};
 
@@ -43,6 +43,13 @@ impl Recorder {
     /// The batch is done.
     pub fn idle(&self) {
         self.queue().depth.store(0, Ordering::Relaxed);
+    }
+
+    /// A limit makes the queue wait.
+    pub fn throttled(&self, time: Duration) {
+        let queue = self.queue();
+        add(&queue.throttled, 1);
+        add(&queue.throttled_ns, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// A request begins.

@@ -59,12 +59,13 @@ pub struct Server {
     reply: ReplyBuf,
     /// Helpers don't count: the queue's thread has.
     recorder: Option<Recorder>,
+    moved: u64,
 }
 
 impl Server {
     /// For the calling thread.
     pub fn new(fs: Arc<FileSystem>, thread: Thread, recorder: Option<Recorder>) -> Self {
-        Server { fs, thread, body: Vec::new(), reply: ReplyBuf::default(), recorder }
+        Server { fs, thread, body: Vec::new(), reply: ReplyBuf::default(), recorder, moved: 0 }
     }
 
     /// Serves the request in `buffers`. `before_slow` is called once, before anything that may take long;
@@ -91,7 +92,15 @@ impl Server {
         self.reply.begin(buffers.writable_len().saturating_sub(OUT_HEADER));
         let begun = self.recorder.as_ref().map(|recorder| recorder.begin(header.opcode));
         let result = self.run(&header, buffers, before_slow);
-        let data = if result.is_ok() { self.data_len(&header, buffers) } else { 0 };
+        let data = match &result {
+            // A helper will read as much as there is room for, at most.
+            Ok(Outcome::Moves) if Opcode::from_raw(header.opcode) == Some(Opcode::Read) => {
+                buffers.writable_len().saturating_sub(OUT_HEADER) as u64
+            }
+            Ok(_) => self.data_len(&header, buffers),
+            Err(_) => 0,
+        };
+        self.moved = self.moved.wrapping_add(data);
         if let (Some(recorder), Some(begun)) = (&self.recorder, begun) {
             recorder.end(&begun, result.is_err(), data);
         }
@@ -118,6 +127,11 @@ impl Server {
     /// What the thread counts with.
     pub fn recorder(&self) -> Option<&Recorder> {
         self.recorder.as_ref()
+    }
+
+    /// Bytes of file data, read or written, of all requests so far.
+    pub fn moved(&self) -> u64 {
+        self.moved
     }
 
     /// Bytes of file data of the request that was just served.

@@ -137,6 +137,7 @@ pub const CASES: &[Case] = &[
     case("supervision/capset", &[], Other("capget", &[])),
     case("supervision/openat=EACCES", &[AT_FDCWD], Other("openat2", &[NO])),
     case("broker/poll", &[0, NO], Other("pselect6", &[NO])),
+    case("limits/timerfd_settime:a time from now", &[NO], Same(&[NO, 1])),
     case("exporter/accept4:SOCK_CLOEXEC|SOCK_NONBLOCK", &[NO, 0, 0, 0x80800], Same(&[NO, 0, 0, 0x800])),
     case("exporter/poll", &[0, NO], Other("pselect6", &[NO])),
     case("exporter/ppoll", &[0, NO], Other("pselect6", &[NO])),

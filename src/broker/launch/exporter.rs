@@ -59,13 +59,25 @@ fn id_map(worker_ids: &HostIds, privileged: bool) -> IdMaps {
     IdMaps::shifted(id, 1)
 }
 
+/// The limits in force, by their options' names.
+fn limits(config: &Config) -> BTreeMap<String, u64> {
+    let (device, fs) = (&config.worker.device.limits, &config.worker.fs);
+    let all = [
+        ("limit-ops", device.operations.map(|limit| limit.rate)),
+        ("limit-bandwidth", device.bandwidth.map(|limit| limit.rate)),
+        ("max-inodes", fs.max_inodes),
+        ("max-handles", fs.max_handles),
+    ];
+    all.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), limit?))).collect()
+}
+
 fn instructions(config: &Config, subject: &LogSubject) -> Result<CString, BrokerError> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let subject = Subject {
         share: text(&subject.share),
         device: text(&subject.device),
         request_queues: config.worker.device.num_request_queues,
-        limits: BTreeMap::new(),
+        limits: limits(config),
     };
     let instructions =
         Instructions { sandbox: config.confinement.sandbox, seccomp: config.confinement.seccomp, subject };

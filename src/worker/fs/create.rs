@@ -23,6 +23,7 @@ impl FileSystem {
         umask: u32,
         ext: &CreateExtensions<'_>,
     ) -> Result<()> {
+        self.inode_room()?;
         self.keeper.make_room()?;
         let (uid, gid) = self.owner(ctx)?;
         let mut groups = SuppGroups::default();
@@ -51,6 +52,7 @@ impl FileSystem {
         // The worker can make one device node, the whiteout of overlay file systems.
         let device = matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
         if device && (mode & libc::S_IFMT, rdev) != (libc::S_IFCHR, 0) {
+            self.inode_room()?;
             self.make_device(thread, ctx, &parent, name, (mode, rdev, umask))?;
         } else {
             self.become_creator(thread, ctx, umask, ext)?;
@@ -162,7 +164,7 @@ impl FileSystem {
                 e => e,
             });
         }
-        let seat = self.keeper.handle_seat()?;
+        let seat = self.handle_seat()?;
         self.become_creator(thread, ctx, umask, ext)?;
         let flags = self.host_flags(thread.session(), open.flags);
         let exclusive = flags | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
@@ -231,7 +233,7 @@ impl FileSystem {
     ) -> Result<(Entry, Opened)> {
         self.writable()?;
         let parent = self.dir_inode(ctx.node)?;
-        let seat = self.keeper.handle_seat()?;
+        let seat = self.handle_seat()?;
         self.become_creator(thread, ctx, umask, ext)?;
         let no_link = open.flags as i32 & libc::O_EXCL;
         let flags = self.host_flags(thread.session(), open.flags) | libc::O_TMPFILE | no_link;

@@ -74,6 +74,9 @@ impl FileSystem {
     pub(super) fn adopt(&self, st: &libc::statx, fd: OwnedFd) -> Result<Arc<Inode>> {
         let identity = Identity::of(st);
         let kind = u32::from(st.stx_mode) & libc::S_IFMT;
+        if self.config.max_inodes.is_some() && !self.inodes.knows(&identity) {
+            self.inode_room()?;
+        }
         if st.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0 {
             self.keeper.reached_mount(fd.as_fd())?;
         }

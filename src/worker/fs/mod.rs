@@ -67,6 +67,7 @@ use handles::Handles;
 use inodes::{Inode, Inodes};
 use lock::Locks;
 use residence::{InodeFd, Keeper};
+use seats::HandleSeat;
 use session::Session;
 use sys::Result;
 
@@ -253,6 +254,30 @@ impl FileSystem {
         let name = sys::FdName::new(fd.as_fd());
         let flags = flags & !libc::O_NOFOLLOW;
         self.keeper.with_room(|| sys::openat(self.fd_directory(), name.as_cstr(), flags, 0))
+    }
+
+    /// A seat for a new handle.
+    ///
+    /// # Errors
+    /// ENFILE when the guest has as many as `--max-handles` lets it have, or there is no room for one more.
+    fn handle_seat(&self) -> Result<HandleSeat> {
+        if self.config.max_handles.is_some_and(|max| self.handles.len() >= max) {
+            self.resources.metrics.device.refused_handles.fetch_add(1, Ordering::Relaxed);
+            return Err(Errno::ENFILE);
+        }
+        self.keeper.handle_seat()
+    }
+
+    /// May the guest know one more inode? (A few more, when several queues ask at the same time.)
+    ///
+    /// # Errors
+    /// ENFILE when it knows as many as `--max-inodes` lets it know.
+    fn inode_room(&self) -> Result<()> {
+        if self.config.max_inodes.is_some_and(|max| self.inodes.len() >= max) {
+            self.resources.metrics.device.refused_inodes.fetch_add(1, Ordering::Relaxed);
+            return Err(Errno::ENFILE);
+        }
+        Ok(())
     }
 
     /// EROFS on a read-only device.

@@ -59,7 +59,7 @@ impl FileSystem {
             return Err(Errno::EROFS);
         }
         thread.become_root();
-        let seat = self.keeper.handle_seat()?;
+        let seat = self.handle_seat()?;
         let reopen = || self.reopen(&inode, flags);
         let file = if flags & libc::O_TRUNC == 0 {
             reopen()?
@@ -107,7 +107,7 @@ impl FileSystem {
     pub fn opendir(&self, thread: &mut Thread, ctx: &Context, open: Open) -> Result<Opened> {
         let inode = self.dir_inode(ctx.node)?;
         thread.become_root();
-        let seat = self.keeper.handle_seat()?;
+        let seat = self.handle_seat()?;
         let file = sys::openat(self.fd(&inode)?.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         let flags = match self.config.cache {
             CachePolicy::Always | CachePolicy::Metadata => {

@@ -244,6 +244,8 @@ mod tests {
             readonly: false,
             announce_submounts: true,
             inode_file_handles: InodeFileHandles::Prefer,
+            max_inodes: None,
+            max_handles: None,
             killpriv_v2: false,
             preserve_noatime: false,
             locks: Locks::default(),
