@@ -1,9 +1,10 @@
 //! Runs cases, and what they have in common.
 
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -234,8 +235,11 @@ pub fn private_tmpfs() -> &'static Path {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    tmpfs(Path::new("/tmp"));
-    Path::new("/tmp")
+    let root = Path::new("/tmp");
+    tmpfs(root);
+    // Not sticky: in sticky directories fs.protected_regular has rules of its own, on the machines that set it.
+    fs::set_permissions(root, Permissions::from_mode(0o777)).unwrap();
+    root
 }
 
 pub fn tmpfs(at: &Path) {

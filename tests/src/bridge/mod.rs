@@ -294,13 +294,9 @@ fn unmount_within(mountpoint: &Path, limit: Duration, shared: &Shared) -> Result
     }
 }
 
-/// DESTROY; upstream returns it without a reply. What is still in flight (the kernel doesn't wait for a RELEASE)
-/// comes first.
+/// DESTROY; upstream returns it without a reply. Replies to what is still in flight (the kernel doesn't wait for a
+/// RELEASE) are dropped meanwhile.
 fn destroy(mut queue: Queue) -> frontend::Result<()> {
-    while queue.in_flight() > 0 {
-        let completion = queue.wait()?;
-        queue.put(completion.slot);
-    }
     let header = wire::InHeader {
         len: IN_HEADER as u32,
         opcode: opcode::DESTROY,
