@@ -177,8 +177,25 @@ fn links_lead_somewhere() {
 }
 
 /// Options in our documents that other programs have.
-const FOREIGN_OPTIONS: &[&str] =
-    &["--bin", "--fs", "--help", "--live", "--locked", "--memory", "--now", "--release", "--save", "--test"];
+const FOREIGN_OPTIONS: &[&str] = &[
+    "--bin",
+    "--daemon",
+    "--dir",
+    "--fs",
+    "--help",
+    "--json",
+    "--live",
+    "--locked",
+    "--memory",
+    "--now",
+    "--priority",
+    "--quick",
+    "--release",
+    "--rounds",
+    "--save",
+    "--test",
+    "--wait",
+];
 
 #[test]
 fn options_in_documents_exist() {
