@@ -107,9 +107,9 @@ fn worker_is_separate() {
     let mut numbers: Vec<u32> =
         fds.map(|fd| fd.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
     numbers.sort_unstable();
-    // Null twice, log, channel, the three that came with the first message, and what this test's worker makes
+    // Null twice, log, channel, the four that came with the first message, and what this test's worker makes
     // itself: a copy of the listening socket, the connection and a copy of that.
-    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
     let environment = fs::read(format!("/proc/{worker}/environ")).unwrap();
     assert!(environment.is_empty(), "{}", environment.escape_ascii());
     daemon.signal(Signal::SIGTERM);
