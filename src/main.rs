@@ -25,8 +25,9 @@ fn main() -> ExitCode {
 }
 
 fn run_broker() -> ExitCode {
+    let ahead = broker::Ahead::begin();
     match cli::parse(std::env::args_os(), &Environment::of_this_process()) {
-        Ok(Action::Run(config, warnings)) => match broker::run(&config, warnings) {
+        Ok(Action::Run(config, warnings)) => match broker::run(&config, warnings, ahead) {
             Ok(outcome) => ExitCode::from(outcome.exit_code()),
             Err(e) => {
                 log::error!("{e}");

@@ -1,18 +1,17 @@
 //! Compiles rules to BPF with seccompiler, for any of the architectures.
 //!
-//! A program is put together from blocks, one a rule, in this order:
+//! A program is put together when the filter is applied (`src/seccomp/tree.rs`), from a prologue (wrong architecture →
+//! kill; load the call's number) and blocks, one a rule, in this order:
 //!
 //! ```text
-//! prologue            wrong architecture → kill; load the call's number
 //! rules with conditions, as written       (openat first: the hot path's only one)
 //! refusals without conditions
 //! allowances without conditions           (the kernel caches these: no BPF runs for them)
 //! the same of each widening in force
-//! return the mode's default action        (added when the filter is applied)
 //! ```
 //!
 //! A block leaves the call's number in the accumulator when it does not match, so blocks can be joined in any
-//! order that respects [`crate::policy`]'s rule: first match decides. seccompiler's own program layout has one
+//! order that respects [`crate::policy`]'s rule: of one call's, the first match decides. seccompiler's own program layout has one
 //! action for all matches and sorts by call number; only its rules are used here.
 
 use std::cell::RefCell;

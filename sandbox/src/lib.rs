@@ -7,6 +7,7 @@ pub mod id_maps;
 pub mod landlock;
 pub mod mounts;
 pub mod namespaces;
+pub mod network;
 pub mod process;
 pub mod rlimits;
 pub mod seccomp;

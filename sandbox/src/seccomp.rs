@@ -1,7 +1,7 @@
 //! System call filters: the policies of `seccomp-policies/`, compiled into this library, put in force.
 //!
 //! The build script turned the policies into BPF for this architecture; here a program is joined from the
-//! policy's blocks, those of the widenings that the configuration asks for, and the mode's default action.
+//! policy's blocks, those of the widenings that the configuration asks for, and the mode's default action (`tree`).
 //! Nothing else is decided at run time, and debug and release have the same programs.
 //!
 //! Calls that a policy allows whatever their arguments cost no BPF: when a filter is attached, the kernel
@@ -13,10 +13,13 @@ use std::fmt;
 
 use seccompiler::{BpfProgram, SeccompAction, sock_filter};
 
+mod tree;
+
 /// BPF instruction as the build script writes it: code, jump if true, jump if false, value.
 type Instruction = (u16, u8, u8, u32);
 
 struct Table {
+    prologue: &'static [Instruction],
     base: &'static [Instruction],
     widenings: &'static [Widening],
 }
@@ -177,16 +180,12 @@ pub fn program(policy: Policy, mode: Mode, extra: &[&str]) -> Result<Option<BpfP
         Mode::Log => SeccompAction::Log,
         Mode::Trap => SeccompAction::Trap,
     };
-    let blocks = widenings.iter().flat_map(|widening| widening.blocks);
-    let mut program: BpfProgram = policy
-        .table()
-        .base
-        .iter()
-        .chain(blocks)
-        .map(|&(code, jt, jf, k)| sock_filter { code, jt, jf, k })
-        .collect();
-    program.push(sock_filter { code: RETURN, jt: 0, jf: 0, k: default.into() });
-    Ok(Some(program))
+    let table = policy.table();
+    let filter = |&(code, jt, jf, k): &Instruction| sock_filter { code, jt, jf, k };
+    let prologue: Vec<_> = table.prologue.iter().map(filter).collect();
+    let widened = widenings.iter().flat_map(|widening| widening.blocks);
+    let blocks: Vec<_> = table.base.iter().chain(widened).map(filter).collect();
+    Ok(Some(tree::join(&prologue, &blocks, &sock_filter { code: RETURN, jt: 0, jf: 0, k: default.into() })))
 }
 
 /// BPF_RET | BPF_K

@@ -18,3 +18,5 @@ mod kernel;
 mod policy;
 #[path = "seccomp/programs.rs"]
 mod programs;
+#[path = "../src/seccomp/tree.rs"]
+mod tree;

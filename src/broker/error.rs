@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use sandbox::capabilities::CapabilityError;
 use sandbox::id_maps::IdMapError;
 use sandbox::mounts::MountError;
+use sandbox::network::NetworkError;
 use sandbox::process::{ProcessError, SpawnError};
 use sandbox::rlimits::RlimitError;
 use sandbox::seccomp::SeccompError;
@@ -75,6 +76,9 @@ pub enum BrokerError {
         #[from]
         source: SpawnError,
     },
+    /// Its network namespace.
+    #[error("cannot start the worker in a network namespace of its own: {0}")]
+    Network(#[from] NetworkError),
     /// Something about the running worker.
     #[error("the worker: {0}")]
     Process(#[from] ProcessError),

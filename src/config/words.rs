@@ -43,6 +43,14 @@ pub struct NotMerged {
 /// # Errors
 /// What is wrong with the file or with what the service manager passed.
 pub fn merge(own: Vec<OsString>, table: &Command, environment: &Environment) -> Result<Merged, NotMerged> {
+    // Mostly there is nothing to merge, and a start is not to wait for the parser twice.
+    let names_file = |word: &OsString| {
+        let word = word.as_encoded_bytes();
+        word.starts_with(b"--config") || word.starts_with(b"--check-config")
+    };
+    if environment.activation.device.is_empty() && !own.iter().any(names_file) {
+        return Ok(Merged { words: own, check_only: false, file: None, passed_socket_unused: false });
+    }
     let Ok(given) = file::each_by_itself(table).try_get_matches_from(&own) else {
         return Ok(Merged { words: own, check_only: false, file: None, passed_socket_unused: false });
     };

@@ -11,6 +11,7 @@ pub mod worker;
 use caps::{CapSet, Capability};
 use nix::sys::resource::{Resource, getrlimit};
 use sandbox::capabilities::CapabilitySet;
+use sandbox::network::{Making, NetworkNamespace};
 use sandbox::rlimits::{RlimitError, default_nofile, set_nofile};
 
 use super::BrokerError;
@@ -35,6 +36,13 @@ pub fn is_privileged(own: CapabilitySet) -> bool {
     [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID]
         .into_iter()
         .all(|capability| own.contains(capability))
+}
+
+/// The network namespace that was begun, for a sandbox that has one. Without it (it takes CAP_SYS_ADMIN), the worker's
+/// is made with its user namespace, and if that can't be either, the reason is told then.
+pub fn network(making: Making, sandbox: SandboxMode) -> Option<NetworkNamespace> {
+    let made = making.finish().inspect_err(|error| log::debug!("{error}")).ok();
+    made.filter(|_| sandbox == SandboxMode::Namespace)
 }
 
 /// `--rlimit-nofile`: set here, since the worker inherits it and can't raise it.

@@ -9,6 +9,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir};
 use sandbox::mounts::{MountError, ShareAttrs, clone_share};
 use sandbox::namespaces::Namespaces;
+use sandbox::network::NetworkNamespace;
 use sandbox::process::{Child, Spawn, SpawnError};
 
 use super::ids::{IdPlan, plans};
@@ -48,18 +49,23 @@ pub struct View {
     pub fd_directory: OwnedFd,
 }
 
-/// Starts a worker by the first plan for its ids that works here.
+/// Starts a worker by the first plan for its ids that works here, in `network` or a network namespace made with it.
 ///
 /// # Errors
 /// [`BrokerError`], by step; no process is left then.
-pub fn start(config: &Config, share: &Share, privileged: bool) -> Result<Worker, BrokerError> {
+pub fn start(
+    config: &Config,
+    share: &Share,
+    privileged: bool,
+    network: Option<&NetworkNamespace>,
+) -> Result<Worker, BrokerError> {
     let exe = open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(BrokerError::OwnExecutable)?;
     let mut plans = plans(&config.confinement, privileged)?;
     // There is at least one plan; the last one's failure is final.
     while plans.len() > 1 {
         let plan = plans.remove(0);
-        match try_start(config, share, &exe, &plan) {
+        match try_start(config, share, &exe, &plan, network) {
             Err(error) if is_about_ids(&error) => {
                 log::info!("worker ids: not {}: {error}", plan.description);
             }
@@ -67,7 +73,7 @@ pub fn start(config: &Config, share: &Share, privileged: bool) -> Result<Worker,
         }
     }
     match plans.first() {
-        Some(plan) => try_start(config, share, &exe, plan).map_err(|error| explain(error, config)),
+        Some(plan) => try_start(config, share, &exe, plan, network).map_err(|error| explain(error, config)),
         None => Err(BrokerError::Prepare {
             what: "an id map",
             source: std::io::Error::from(std::io::ErrorKind::NotFound),
@@ -94,7 +100,13 @@ fn explain(error: BrokerError, config: &Config) -> BrokerError {
     }
 }
 
-fn try_start(config: &Config, share: &Share, exe: &OwnedFd, plan: &IdPlan) -> Result<Worker, BrokerError> {
+fn try_start(
+    config: &Config,
+    share: &Share,
+    exe: &OwnedFd,
+    plan: &IdPlan,
+    network: Option<&NetworkNamespace>,
+) -> Result<Worker, BrokerError> {
     let prepare = |what| move |source| BrokerError::Prepare { what, source };
     let (ours, theirs) = channel::pair().map_err(prepare("the channel"))?;
     // Neither side may ever wait on the log: the worker drops lines, the broker reads what there is.
@@ -110,9 +122,15 @@ fn try_start(config: &Config, share: &Share, exe: &OwnedFd, plan: &IdPlan) -> Re
     };
     // What takes longest at a start is the worker's exec; its view is prepared meanwhile.
     let prepare = |process: &Child| prepare_view(config, share, plan, process);
-    let (process, view) = in_directory(share, || match config.confinement.sandbox {
-        SandboxMode::Namespace => spawn_in_namespaces(request, prepare),
-        SandboxMode::Chroot | SandboxMode::None => request(Namespaces::empty()).spawn_while(prepare),
+    let (process, view) = in_directory(share, || match (config.confinement.sandbox, network) {
+        (SandboxMode::Namespace, Some(network)) => {
+            let others = Namespaces::all().difference(Namespaces::NET);
+            Ok(network.inside(|| spawn_in_namespaces(others, request, prepare))??)
+        }
+        (SandboxMode::Namespace, None) => Ok(spawn_in_namespaces(Namespaces::all(), request, prepare)?),
+        (SandboxMode::Chroot | SandboxMode::None, _) => {
+            Ok::<_, BrokerError>(request(Namespaces::empty()).spawn_while(prepare)?)
+        }
     })??;
     let view = view?;
     log::info!("worker ids: {}", plan.description);
@@ -129,13 +147,14 @@ fn try_start(config: &Config, share: &Share, exe: &OwnedFd, plan: &IdPlan) -> Re
 /// Without these there is no confinement. The others keep the worker from what its system call filter also denies.
 const NEEDED: Namespaces = Namespaces::USER.union(Namespaces::MOUNT).union(Namespaces::PID);
 
-/// With all namespaces, or with those that are needed where making the others is forbidden: by systemd's
-/// `RestrictNamespaces=`, say, in a unit that has private ones for the broker and its worker.
+/// With the namespaces that are wanted, or with those that are needed where making the others is forbidden: by
+/// systemd's `RestrictNamespaces=`, say, in a unit that has private ones for the broker and its worker.
 fn spawn_in_namespaces<'a, T>(
+    wanted: Namespaces,
     request: impl Fn(Namespaces) -> Spawn<'a>,
     meanwhile: impl Fn(&Child) -> T,
 ) -> Result<(Child, T), SpawnError> {
-    let refused = match request(Namespaces::all()).spawn_while(&meanwhile) {
+    let refused = match request(wanted).spawn_while(&meanwhile) {
         Err(refused @ SpawnError::Clone { errno: Errno::EPERM, .. }) => refused,
         result => return result,
     };

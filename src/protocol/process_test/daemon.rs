@@ -29,7 +29,7 @@ pub fn broker_main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match virtiofsd::broker::run(&config, warnings) {
+    match virtiofsd::broker::run(&config, warnings, virtiofsd::broker::Ahead::begin()) {
         Ok(outcome) => ExitCode::from(outcome.exit_code()),
         Err(error) => {
             eprintln!("fatal: {error}");
