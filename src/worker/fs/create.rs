@@ -205,7 +205,7 @@ impl FileSystem {
         open: Open,
     ) -> Result<(Entry, Opened)> {
         thread.become_root();
-        let entry = self.lookup_in(parent, name)?;
+        let entry = self.lookup_in(thread, parent, name)?;
         let opened = self.inode(entry.node).and_then(|inode| match inode.kind {
             libc::S_IFREG => self.open_inode(thread, inode, open),
             libc::S_IFDIR => Err(Errno::EISDIR),

@@ -8,6 +8,7 @@ use sandbox::capabilities::Capability;
 use sandbox::credentials::ThreadCredentials;
 
 use super::FileSystem;
+use super::lookup::Habit;
 use super::sys::{self, Result};
 use crate::config::Negotiate;
 use crate::worker::fuse::negotiate::Negotiated;
@@ -20,6 +21,8 @@ pub struct Thread {
     drops_fsetid: bool,
     session: Negotiated,
     seen: u64,
+    /// What to expect of the next lookup.
+    pub(super) habit: Habit,
     /// Lists of attribute names: the host's, and what the guest may see of it.
     names: (Vec<u8>, Vec<u8>),
 }
@@ -39,6 +42,7 @@ impl Thread {
             umask: 0,
             session: Negotiated::default(),
             seen: 0,
+            habit: Habit::default(),
             names: (Vec::new(), Vec::new()),
         })
     }

@@ -148,7 +148,8 @@ impl Inodes {
 
     /// Is there a known inode of this identity? A guess: it may be gone at once.
     pub fn knows(&self, identity: &Identity) -> bool {
-        self.find(identity).is_some()
+        let (shard, hash) = self.shard(identity);
+        shard.find(hash, |inode| inode.identity == *identity).is_some()
     }
 
     /// Takes a reference to the inode of this identity, making it known if it isn't yet; then `fd`, an `O_PATH`

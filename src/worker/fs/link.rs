@@ -39,7 +39,7 @@ impl FileSystem {
             self.fd(&parent)?.as_fd(),
             name.as_cstr(),
         )?;
-        self.lookup_in(&parent, name.as_cstr())
+        self.lookup_in(thread, &parent, name.as_cstr())
     }
 
     /// UNLINK

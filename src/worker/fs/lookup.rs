@@ -1,7 +1,9 @@
 //! LOOKUP, FORGET: from names to nodes and back.
 //!
 //! A warm lookup is one system call: `statx` by name gives an identity, and an inode of that identity which is
-//! already known is held open, so its number can't have been reused. Only an unknown one is opened.
+//! already known is held open, so its number can't have been reused. An unknown one takes two: it is opened, and then
+//! `statx` says what was opened. Which it will be is guessed from what the thread's last lookups found ([`Habit`]);
+//! a wrong guess costs the other's calls as well, and nothing else.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,13 +16,30 @@ use super::sys::{self, Result};
 use super::{Attr, Entry, FileSystem, Thread};
 use crate::worker::fuse::operation::{ForgetList, LookupName, NodeId};
 
+/// What a thread's last lookups led to. A guest that walks through new files, or revalidates what it has, does so for
+/// a while.
+#[derive(Default)]
+pub(super) struct Habit(u8);
+
+impl Habit {
+    const MOST: u8 = 3;
+
+    fn expects_known(&self) -> bool {
+        self.0 > Self::MOST / 2
+    }
+
+    fn saw(&mut self, known: bool) {
+        self.0 = if known { (self.0 + 1).min(Self::MOST) } else { self.0.saturating_sub(1) };
+    }
+}
+
 impl FileSystem {
     /// LOOKUP. The guest gets a reference to the node.
     pub fn lookup(&self, thread: &mut Thread, parent: NodeId, name: LookupName<'_>) -> Result<Entry> {
         let parent = self.dir_inode(parent)?;
         thread.become_root();
         match name {
-            LookupName::Name(name) => self.lookup_in(&parent, name.as_cstr()),
+            LookupName::Name(name) => self.lookup_in(thread, &parent, name.as_cstr()),
             LookupName::Current => {
                 let st = sys::statx_fd(self.fd(&parent)?.as_fd())?;
                 let fd = sys::duplicate(self.fd(&parent)?.as_fd())?;
@@ -45,23 +64,38 @@ impl FileSystem {
     }
 
     /// Looks up a name, which must be a single component, and takes a reference for the guest.
-    pub(super) fn lookup_in(&self, parent: &Arc<Inode>, name: &CStr) -> Result<Entry> {
-        let st = sys::statx_at(self.fd(parent)?.as_fd(), name)?;
-        let identity = Identity::of(&st);
-        if let Some(inode) = self.inodes.find_hot(&identity) {
-            self.tracker.saw(&parent.identity, name, &identity);
-            return Ok(self.entry(inode, st, &parent.identity));
+    pub(super) fn lookup_in(&self, thread: &mut Thread, parent: &Arc<Inode>, name: &CStr) -> Result<Entry> {
+        if thread.habit.expects_known()
+            && let Some(entry) = self.lookup_known(parent, name)?
+        {
+            thread.habit.saw(true);
+            return Ok(entry);
         }
-        self.lookup_new(parent, name)
+        let (entry, known) = self.lookup_new(parent, name)?;
+        thread.habit.saw(known);
+        Ok(entry)
     }
 
-    /// Looks up a name that is probably not known yet: open first, then ask what was opened.
-    pub(super) fn lookup_new(&self, parent: &Arc<Inode>, name: &CStr) -> Result<Entry> {
+    /// Looks up a name whose inode is probably known: asks what it leads to. `None` when that is not known, or cold.
+    pub(super) fn lookup_known(&self, parent: &Arc<Inode>, name: &CStr) -> Result<Option<Entry>> {
+        let st = sys::statx_at(self.fd(parent)?.as_fd(), name)?;
+        let identity = Identity::of(&st);
+        let Some(inode) = self.inodes.find_hot(&identity) else { return Ok(None) };
+        self.tracker.saw(&parent.identity, name, &identity);
+        Ok(Some(self.entry(inode, st, &parent.identity)))
+    }
+
+    /// Looks up a name that is probably not known yet: open first, then ask what was opened. Also whether it was known
+    /// all the same.
+    pub(super) fn lookup_new(&self, parent: &Arc<Inode>, name: &CStr) -> Result<(Entry, bool)> {
         self.keeper.make_room()?;
         let fd = self.open_path(parent, name, libc::O_NOFOLLOW)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
         self.tracker.saw(&parent.identity, name, &Identity::of(&st));
-        Ok(self.entry(self.adopt(&st, fd)?, st, &parent.identity))
+        let inode = self.adopt(&st, fd)?;
+        // Its references, this one among them.
+        let known = inode.nlookup() > 1;
+        Ok((self.entry(inode, st, &parent.identity), known))
     }
 
     /// An `O_PATH` fd of a name in a directory.

@@ -82,10 +82,11 @@ impl FileSystem {
     /// Looks up an entry of a listing, opening it first when its inode is probably not known yet.
     fn lookup_listed(&self, parent: &Arc<Inode>, entry: &RawEntry<'_>) -> Result<Entry> {
         let guess = Identity { ino: entry.ino, ..parent.identity };
-        if self.inodes.knows(&guess) {
-            self.lookup_in(parent, entry.name)
-        } else {
-            self.lookup_new(parent, entry.name)
+        if self.inodes.knows(&guess)
+            && let Some(known) = self.lookup_known(parent, entry.name)?
+        {
+            return Ok(known);
         }
+        self.lookup_new(parent, entry.name).map(|(entry, _)| entry)
     }
 }

@@ -58,10 +58,13 @@ impl FdName {
     }
 }
 
-/// `openat`
+/// `openat`, by number as `statx` below: the C library's functions are cancellation points, which costs a thread
+/// two atomic operations a call.
 pub fn openat(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) -> Result<OwnedFd> {
+    let flags = flags | libc::O_CLOEXEC;
     // SAFETY: the name is NUL-terminated; the call touches no other memory of ours.
-    owned(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags | libc::O_CLOEXEC, mode) })
+    let fd = unsafe { libc::syscall(libc::SYS_openat, dir.as_raw_fd(), name.as_ptr(), flags, mode) };
+    owned(fd as libc::c_int)
 }
 
 /// Attributes and the unique mount id of a name in a directory, not following a symbolic link.
@@ -82,7 +85,9 @@ const BASIC: u32 = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID | STATX_MNT_ID_U
 pub fn statx_raw(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mask: u32) -> Result<libc::statx> {
     let mut st = MaybeUninit::<libc::statx>::uninit();
     // SAFETY: the name is NUL-terminated and `st` has room for one struct statx.
-    check(unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, mask, st.as_mut_ptr()) })?;
+    check(unsafe {
+        libc::syscall(libc::SYS_statx, dir.as_raw_fd(), name.as_ptr(), flags, mask, st.as_mut_ptr())
+    })?;
     // SAFETY: on success the kernel has filled the whole struct.
     Ok(unsafe { st.assume_init() })
 }
