@@ -92,14 +92,19 @@ pub fn statx_raw(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mask: u32) -> Res
     Ok(unsafe { st.assume_init() })
 }
 
+/// `preadv2` and `pwritev2` take an offset in two halves of a `long` each, and where that has 64 bits ignore the upper.
+const HIGH: libc::c_long = 0;
+
 /// Reads into `iov` at an offset.
 ///
 /// # Safety
 /// Every element of `iov` must be memory that may be written and stays mapped during the call.
 pub unsafe fn preadv2(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64, flags: i32) -> Result<usize> {
-    let count = iov.len().min(libc::UIO_MAXIOV as usize) as i32;
+    let count = iov.len().min(libc::UIO_MAXIOV as usize);
     // SAFETY: the caller vouches for the elements; `count` does not exceed the slice.
-    check(unsafe { libc::preadv2(fd.as_raw_fd(), iov.as_ptr(), count, offset, flags) }).map(|n| n as usize)
+    let n =
+        unsafe { libc::syscall(libc::SYS_preadv2, fd.as_raw_fd(), iov.as_ptr(), count, offset, HIGH, flags) };
+    check(n).map(|n| n as usize)
 }
 
 /// Writes `iov` at an offset.
@@ -107,9 +112,12 @@ pub unsafe fn preadv2(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64, flag
 /// # Safety
 /// Every element of `iov` must be memory that may be read and stays mapped during the call.
 pub unsafe fn pwritev2(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64, flags: i32) -> Result<usize> {
-    let count = iov.len().min(libc::UIO_MAXIOV as usize) as i32;
+    let count = iov.len().min(libc::UIO_MAXIOV as usize);
     // SAFETY: the caller vouches for the elements; `count` does not exceed the slice.
-    check(unsafe { libc::pwritev2(fd.as_raw_fd(), iov.as_ptr(), count, offset, flags) }).map(|n| n as usize)
+    let n = unsafe {
+        libc::syscall(libc::SYS_pwritev2, fd.as_raw_fd(), iov.as_ptr(), count, offset, HIGH, flags)
+    };
+    check(n).map(|n| n as usize)
 }
 
 /// Fills `buf` with `struct linux_dirent64`s; 0 at the end of the directory.
