@@ -43,9 +43,20 @@ pub struct Making {
     release: Sender<()>,
 }
 
-/// A network namespace, empty but for a loopback device that is down.
+/// A network namespace, empty but for a loopback device that is down. When this is dropped, the thread that made it has
+/// ended.
 #[derive(Debug)]
-pub struct NetworkNamespace(File);
+pub struct NetworkNamespace {
+    namespace: File,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for NetworkNamespace {
+    fn drop(&mut self) {
+        // It has nothing to say, and ends by itself: to wait for that any earlier would delay who uses the namespace.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
 
 impl NetworkNamespace {
     /// Begins to make one, in a thread that gets no signals and opens no file.
@@ -76,7 +87,7 @@ impl NetworkNamespace {
     /// [`NetworkError::Open`] and [`NetworkError::Enter`] before `act` has run, [`NetworkError::Return`] after.
     pub fn inside<T>(&self, act: impl FnOnce() -> T) -> Result<T, NetworkError> {
         let own = File::open("/proc/thread-self/ns/net").map_err(NetworkError::Open)?;
-        setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).map_err(NetworkError::Enter)?;
+        setns(self.namespace.as_fd(), CloneFlags::CLONE_NEWNET).map_err(NetworkError::Enter)?;
         let result = act();
         setns(own.as_fd(), CloneFlags::CLONE_NEWNET).map_err(NetworkError::Return)?;
         Ok(result)
@@ -90,10 +101,10 @@ const LOOKS: u32 = 1000;
 const STACK: usize = 64 * 1024;
 
 impl Making {
-    /// Waits for it. The thread has ended then.
+    /// Waits for it.
     ///
     /// # Errors
-    /// [`NetworkError::Make`], [`NetworkError::Open`]
+    /// [`NetworkError::Make`], [`NetworkError::Open`]; the thread has ended then.
     pub fn finish(self) -> Result<NetworkNamespace, NetworkError> {
         let Self { thread, made, release } = self;
         // It is mostly about to be done: to sleep and be woken would take longer.
@@ -102,12 +113,17 @@ impl Making {
             made.try_recv().ok()
         });
         // A thread that ends without a word has panicked, which it can't.
-        let made =
-            soon.map_or_else(|| made.recv(), Ok).unwrap_or(Err(Errno::ECHILD)).map_err(NetworkError::Make);
+        let made = soon.map_or_else(|| made.recv(), Ok).unwrap_or(Err(Errno::ECHILD));
         let namespace = made
+            .map_err(NetworkError::Make)
             .and_then(|tid| File::open(format!("/proc/self/task/{tid}/ns/net")).map_err(NetworkError::Open));
         drop(release);
-        let _ = thread.join();
-        namespace.map(NetworkNamespace)
+        match namespace {
+            Ok(namespace) => Ok(NetworkNamespace { namespace, thread: Some(thread) }),
+            Err(error) => {
+                let _ = thread.join();
+                Err(error)
+            }
+        }
     }
 }
