@@ -28,6 +28,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::signalfd::SignalFd;
+use sandbox::capabilities::CapabilitySet;
 use sandbox::network::{Making, NetworkNamespace};
 
 pub use error::BrokerError;
@@ -70,17 +71,18 @@ pub fn run<W: Display>(
     warnings: impl IntoIterator<Item = W>,
     ahead: Ahead,
 ) -> Result<Outcome, BrokerError> {
-    let listeners = open_sockets(config);
+    // An inherited number must be taken over before anything else is opened and gets it.
+    let inherited = matches!(config.socket, SocketSource::Fd(_)).then(|| Listener::open(&config.socket));
     log::init(config.log, &subject(config));
     for warning in warnings {
         ::log::warn!("{warning}");
     }
-    let Sockets { device, metrics, files } = listeners?;
-    let signals = match serve::take_signals() {
-        Ok(signals) => signals,
-        Err(error) => return clean_up_after(error, files),
-    };
-    match prepare(config, device, metrics, &files, signals, ahead) {
+    let inherited = inherited.transpose()?;
+    let signals = serve::take_signals()?;
+    // What takes longest is the way of the worker to its first message: the rest is done meanwhile.
+    let launched = launch(config, ahead)?;
+    let Sockets { device, metrics, files } = open_sockets(config, inherited)?;
+    match prepare(config, launched, device, metrics, &files, signals) {
         Err(error) => clean_up_after(error, files),
         Ok(mut device) => {
             let outcome = device.serve();
@@ -100,8 +102,8 @@ struct Sockets {
     files: Vec<SocketFiles>,
 }
 
-fn open_sockets(config: &Config) -> Result<Sockets, BrokerError> {
-    let Listener { socket, files } = Listener::open(&config.socket)?;
+fn open_sockets(config: &Config, inherited: Option<Listener>) -> Result<Sockets, BrokerError> {
+    let Listener { socket, files } = inherited.map_or_else(|| Listener::open(&config.socket), Ok)?;
     let mut sockets = Sockets { device: socket, metrics: None, files: files.into_iter().collect() };
     match config.metrics.as_ref().map(Listener::open) {
         None => {}
@@ -132,27 +134,40 @@ fn clean_up_after(error: BrokerError, files: Vec<SocketFiles>) -> Result<Outcome
     Err(error)
 }
 
+/// A worker on its way, and what it was made with.
+struct Launched {
+    own: CapabilitySet,
+    share: Share,
+    worker: Worker,
+}
+
+/// Starts the worker. Nothing is there yet that would have to be removed again.
+fn launch(config: &Config, ahead: Ahead) -> Result<Launched, BrokerError> {
+    let own = launch::own_capabilities();
+    let share = Share::open(&config.shared_dir)?;
+    launch::apply_nofile(config)?;
+    let network = ahead.network.and_then(|making| launch::network(making, config.confinement.sandbox));
+    let privileged = launch::is_privileged(own);
+    let worker = launch::worker::start(config, &share, privileged, network.as_ref())?;
+    Ok(Launched { own, share, worker })
+}
+
 /// Everything up to the worker's first message.
 fn prepare(
     config: &Config,
+    launched: Launched,
     socket: OwnedFd,
     metrics_socket: Option<OwnedFd>,
     files: &[SocketFiles],
     signals: SignalFd,
-    ahead: Ahead,
 ) -> Result<Device, BrokerError> {
-    let own = launch::own_capabilities();
+    let Launched { own, share, worker } = launched;
     let supervisor = Supervisor::from_environment(std::process::id(), |name| std::env::var_os(name));
-    let share = Share::open(&config.shared_dir)?;
     let metrics = MetricsMemory::create()?;
-    launch::apply_nofile(config)?;
     launch::report_sandbox(config.confinement.sandbox);
-    let privileged = launch::is_privileged(own);
-    let network = ahead.network.and_then(|making| launch::network(making, config.confinement.sandbox));
-    let worker = launch::worker::start(config, &share, privileged, network.as_ref())?;
-    drop(network);
+    ::log::info!("worker ids: {}", worker.ids_description);
     let offer = Offer::of(config, &share, &worker.view, own)?;
-    let Worker { process, mut channel, log_pipe, view, ids, host_ids } = worker;
+    let Worker { process, mut channel, log_pipe, view, ids, host_ids, ids_description: _ } = worker;
     let start = start_message(config, &share, view.mount, ids, &offer);
     drop(share);
 
@@ -161,7 +176,14 @@ fn prepare(
     let exporter = match metrics_socket {
         Some(socket) => {
             let subject = subject(config);
-            Some(launch::exporter::start(config, &subject, socket, &metrics, &host_ids, privileged)?)
+            Some(launch::exporter::start(
+                config,
+                &subject,
+                socket,
+                &metrics,
+                &host_ids,
+                launch::is_privileged(own),
+            )?)
         }
         None => None,
     };

@@ -36,6 +36,8 @@ pub struct Worker {
     pub ids: IdsInForce,
     /// The host's ids of its ids.
     pub host_ids: HostIds,
+    /// The same in words.
+    pub ids_description: String,
 }
 
 /// The worker's view of files.
@@ -133,7 +135,6 @@ fn try_start(
         }
     })??;
     let view = view?;
-    log::info!("worker ids: {}", plan.description);
     Ok(Worker {
         process,
         channel: BrokerEnd::for_broker(ours),
@@ -141,6 +142,7 @@ fn try_start(
         view,
         ids: plan.in_force,
         host_ids: plan.host_ids(),
+        ids_description: plan.description.clone(),
     })
 }
 
