@@ -8,7 +8,7 @@ pub mod broker_client;
 pub mod buffers;
 mod confine;
 mod deferred;
-mod device;
+pub mod device;
 mod dirty_log;
 mod dispatch;
 pub mod fs;
