@@ -56,6 +56,6 @@ cargo test --locked --workspace --no-fail-fast
 
 say "fuzzing"
 tests/fuzz/run.sh "${FUZZ_SECONDS:-60}" decode chain
-tests/fuzz/run.sh "$((${FUZZ_SECONDS:-60} / 3))" broker_request migration_stream xattrmap
+tests/fuzz/run.sh "$((${FUZZ_SECONDS:-60} / 3))" broker_request migration_stream vhost_user xattrmap
 
 say "all checks passed"

@@ -6,12 +6,13 @@
 #![no_main]
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use libfuzzer_sys::fuzz_target;
@@ -40,7 +41,7 @@ const SET_DEVICE_STATE_FD: u8 = 42;
 
 /// Larger than anything that can be mapped: no access to memory that the daemon took can be beyond its file. (SIGBUS is
 /// for `tests/suite/hostile_vmm`: it ends a process.)
-const MEMORY: libc::off_t = 1 << 62;
+const MEMORY: libc::off_t = libc::off_t::MAX;
 /// Where inputs may put guest memory so that the prepared virtqueue's buffers lie in it.
 const GUEST_START: u64 = 0x1_0000;
 
@@ -55,13 +56,16 @@ struct Fixture {
 fuzz_target!(|input: &[u8]| {
     static FIXTURE: OnceLock<Fixture> = OnceLock::new();
     let fixture = FIXTURE.get_or_init(Fixture::new);
+    close_leaked_events();
     let messages = Message::all(input);
     let memory: AtomicMemory = GuestMemoryAtomic::new(Memory::new());
     let device = Arc::new(fixture.device(&memory));
     let daemon = VhostUserDaemon::new("vhost-user".to_owned(), device, memory.clone());
     let mut daemon = daemon.expect("threads and their epoll instances");
     let mut stream = UnixStream::connect(&fixture.socket).expect("a listening socket");
-    daemon.start(&mut fixture.listener.lock().expect("one input at a time")).expect("a connection that waits");
+    daemon
+        .start(&mut fixture.listener.lock().expect("one input at a time"))
+        .expect("a connection that waits");
 
     for message in &messages {
         if message.send(&stream).is_err() {
@@ -87,7 +91,8 @@ impl Fixture {
         std::fs::write(share.join("file"), "good").expect("a file");
         let socket = root.join("socket");
         let words = ["virtiofsd", "--tag=fuzz", "--num-request-queues=1", "--shared-dir"].map(OsString::from);
-        let words = words.into_iter().chain([share.clone().into(), "--socket-path".into(), socket.clone().into()]);
+        let words =
+            words.into_iter().chain([share.clone().into(), "--socket-path".into(), socket.clone().into()]);
         let Ok(Action::Run(config, _)) = cli::parse(words, &Environment::of_this_process()) else {
             panic!("not a command line that serves");
         };
@@ -112,6 +117,26 @@ impl Fixture {
         let fs = FileSystem::new(self.config.fs.clone(), resources).expect("a file system over the share");
         let config = (self.config.device.clone(), self.config.migration.clone());
         Device::new(Arc::new(fs), config.0, config.1, memory.clone(), None).expect("a device without timers")
+    }
+}
+
+/// vhost-user-backend never closes the fd by which it tells a queue thread to end: fine for a process that ends with its
+/// daemon, but here are many. Between inputs nothing else has an eventfd.
+fn close_leaked_events() {
+    static INPUTS: AtomicUsize = AtomicUsize::new(0);
+    if INPUTS.fetch_add(1, Ordering::Relaxed) % 64 != 63 {
+        return;
+    }
+    let entries = std::fs::read_dir("/proc/self/fd").expect("/proc");
+    let is_event = |entry: &DirEntry| {
+        std::fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]")
+    };
+    let events: Vec<_> =
+        entries.filter_map(Result::ok).filter(is_event).map(|entry| entry.file_name()).collect();
+    for number in events {
+        let number = number.to_str().and_then(|text| text.parse().ok()).expect("a number");
+        // SAFETY: nobody who is still there has an eventfd: the last input's threads have been joined, its fds dropped.
+        drop(unsafe { OwnedFd::from_raw_fd(number) });
     }
 }
 
@@ -246,7 +271,8 @@ fn check_replies(stream: &mut UnixStream) {
     let _ = stream.read_to_end(&mut bytes);
     let mut rest = &bytes[..];
     while !rest.is_empty() {
-        let word = |index: usize| u32::from_ne_bytes(rest[4 * index..4 * index + 4].try_into().expect("four bytes"));
+        let word =
+            |index: usize| u32::from_ne_bytes(rest[4 * index..4 * index + 4].try_into().expect("four bytes"));
         assert!(rest.len() >= HEADER && word(1) == VERSION | REPLY, "{rest:x?}");
         let end = HEADER + word(2) as usize;
         assert!(end <= rest.len(), "{rest:x?}");
