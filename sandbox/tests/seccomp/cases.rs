@@ -129,7 +129,6 @@ pub const CASES: &[Case] = &[
     case("handles/name_to_handle_at:AT_EMPTY_PATH", &[NO, 0, 0, 0, 0x1000], Same(&[NO, 0, 0, 0, 0x400])),
     case("handles/open_by_handle_at:O_PATH", &[NO, 0, 0x20_0000], Same(&[NO, 0, 0x2])),
     case("handles/openat:a directory fd, to read, nothing created", &[DIR], Same(&[DIR, 0, 2])),
-    case("handles/fcntl:F_GETFL", &[NO, 3], Same(&[NO, 4])),
     case("handles/statx", &[NO], Other("newfstatat", &[NO])),
     case("supervision/pidfd_send_signal:SIGKILL", &[NO, 9], Same(&[NO, 18])),
     case("supervision/waitid:P_PIDFD", &[3, NO], Same(&[1, NO])),

@@ -102,6 +102,11 @@ fn broker_rules_hold_in_the_kernel() {
     check_policy(Policy::Broker);
 }
 
+#[test]
+fn exporter_rules_hold_in_the_kernel() {
+    check_policy(Policy::Exporter);
+}
+
 /// What a worker does besides serving: threads that contend, channels, heaps that grow and shrink (where
 /// malloc opens a file by path), reallocation of large blocks, thread names.
 #[test]
