@@ -118,8 +118,15 @@ impl fmt::Display for Status {
         let in_force: Vec<_> = self.in_force.iter().map(Layer::to_string).collect();
         let in_force = if in_force.is_empty() { "nothing".to_owned() } else { in_force.join(", ") };
         write!(f, "given up: {in_force}")?;
-        for (layer, obstacle) in &self.missing {
-            write!(f, "; not {layer}: {obstacle}")?;
+        let mut told = Vec::new();
+        for (_, obstacle) in &self.missing {
+            if told.contains(obstacle) {
+                continue;
+            }
+            told.push(*obstacle);
+            let all = self.missing.iter().filter(|(_, other)| other == obstacle);
+            let layers: Vec<_> = all.map(|(layer, _)| layer.to_string()).collect();
+            write!(f, "; not {}: {obstacle}", layers.join(", "))?;
         }
         Ok(())
     }

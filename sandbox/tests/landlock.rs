@@ -299,6 +299,10 @@ fn the_status_accounts_for_every_layer() {
         missing: vec![(Layer::Programs, Obstacle::NoShare)],
     };
     assert_eq!(status.to_string(), "given up: TCP, signals; not programs: no share was given");
+    // One reason for several is given once.
+    let missing = [Layer::Udp, Layer::Programs, Layer::Tcp].map(|layer| (layer, Obstacle::NoShare));
+    let status = Status { in_force: Vec::new(), missing: missing.to_vec() };
+    assert_eq!(status.to_string(), "given up: nothing; not UDP, programs, TCP: no share was given");
 }
 
 #[test]

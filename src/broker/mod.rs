@@ -166,8 +166,11 @@ fn prepare(
     let metrics = MetricsMemory::create()?;
     launch::report_sandbox(config.confinement.sandbox);
     ::log::info!("worker ids: {}", worker.ids_description);
+    if let Some(report) = &worker.ids_shortfall {
+        ::log::warn!("{report}");
+    }
     let offer = Offer::of(config, &share, &worker.view, own)?;
-    let Worker { process, mut channel, log_pipe, view, ids, host_ids, ids_description: _ } = worker;
+    let Worker { process, mut channel, log_pipe, view, ids, host_ids, .. } = worker;
     let start = start_message(config, &share, view.mount, ids, &offer);
     drop(share);
 

@@ -23,7 +23,7 @@ pub const XATTR_SIZE_MAX: usize = 65536;
 pub const XATTR_LIST_MAX: usize = 65536;
 
 /// Longest reason in a [`LayerReport`] in bytes.
-pub const MAX_REASON: usize = 200;
+pub const MAX_REASON: usize = 400;
 
 /// Most entries in a [`ToBroker::Confined`].
 pub const MAX_REPORTS: usize = 32;

@@ -34,6 +34,23 @@ pub fn set_level(level: LogLevel) {
     log::set_max_level(level.into());
 }
 
+/// Makes of a panic's message one line of the log, which says whose doing it may be: in `control`, the thread of the
+/// front end's messages, a front end's.
+pub fn log_panics(control: &'static str) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("a thread without a name");
+        let blame = if name == control {
+            "the front end has probably sent what this program, or its vhost-user library, does not foresee"
+        } else {
+            "this is a bug; please report it"
+        };
+        log::error!("{name} broke down at {place}: {message}; {blame}");
+    }));
+}
+
 impl PipeLogger {
     /// Writes a whole line, or none of it.
     fn write(&self, line: &[u8]) -> bool {

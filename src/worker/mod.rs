@@ -45,6 +45,9 @@ use view::{View, ViewError};
 use crate::protocol::message::{LayerReport, Start};
 use crate::protocol::metrics::{MetricsMemoryError, Region};
 
+/// The name of the thread that serves the front end's messages.
+const CONTROL_THREAD: &str = "vhost-user";
+
 /// Why the worker ended otherwise than by the front end's leaving.
 #[derive(Debug, Error)]
 pub enum WorkerError {
@@ -77,6 +80,9 @@ pub enum WorkerError {
     /// The timers of limits.
     #[error("cannot set up timers for limits: {0}")]
     Timer(Errno),
+    /// The thread that serves the front end panicked: in a build that unwinds, which a release doesn't.
+    #[error("vhost-user: the thread that serves the front end broke down; closing the connection")]
+    BrokeDown,
     /// The front end sent something that can't be understood.
     #[error("vhost-user: the front end's message cannot be served: {0}; closing the connection")]
     FrontEnd(DaemonError),
@@ -89,6 +95,7 @@ pub enum WorkerError {
 pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
     let (broker, start, fds) = BrokerClient::start(channel)?;
     log::set_level(start.log_level);
+    log::log_panics(CONTROL_THREAD);
     let metrics = Arc::new(Region::writable(&fds.metrics)?);
     let View { share, share_is_mount_root, fd_directory, listener } = View::new(&start, fds)?;
     let (baseline, missing) = confine::confine(&start, share.as_fd())?;
@@ -129,7 +136,7 @@ fn serve(
     );
     let device = Arc::new(device.map_err(WorkerError::Timer)?);
     let setup = |step| move |reason| WorkerError::Setup { step, reason };
-    let daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory);
+    let daemon = VhostUserDaemon::new(CONTROL_THREAD.to_owned(), Arc::clone(&device), memory);
     // On the way out, queue threads that wait for the host's file system must not hold up the process: it ends
     // without joining them.
     let mut daemon = std::mem::ManuallyDrop::new(daemon.map_err(setup("start the queue threads"))?);
@@ -152,6 +159,7 @@ fn serve(
         Err(DaemonError::HandleRequest(
             VhostUserError::Disconnected | VhostUserError::PartialMessage | VhostUserError::SocketBroken(_),
         )) => Ok(()),
+        Err(DaemonError::WaitDaemon(_)) => Err(WorkerError::BrokeDown),
         Err(e) => Err(WorkerError::FrontEnd(e)),
     }
 }

@@ -222,3 +222,54 @@ fn the_broker_s_fds_are_those_it_needs() {
         assert!(!maps.contains("guest-memory"), "the broker maps guest memory:\n{maps}");
     });
 }
+
+/// What the log says of the confinement with these options; for Landlock only what the options did, since what the
+/// kernel's lacks depends on the kernel.
+fn layers_reported(options: &[&str]) -> Vec<String> {
+    let mut reported = Vec::new();
+    bounded(LIMIT, || {
+        let share = Share::new();
+        let command = DaemonCommand::serving(&Implementation::Ours, share.path()).args(options);
+        let (status, stderr) = Session::start(command, DeviceConfig::default()).finish();
+        assert!(status.success(), "{status}\n{stderr}");
+        let lines = stderr.lines().filter_map(|line| line.split_once("confinement: "));
+        for (level, report) in lines {
+            assert!(level.contains("WARN"), "{report}");
+            match report.strip_prefix("Landlock: weakened: ") {
+                // Whole, however much is missing.
+                Some(reason) => assert!(reason.ends_with("not enabled") || reason.ends_with(')'), "{reason}"),
+                None => reported.push(report.to_owned()),
+            }
+        }
+    });
+    reported
+}
+
+#[test]
+fn each_missing_layer_is_named_once_with_its_reason() {
+    let namespaces = ["user", "mount", "pid", "network", "IPC", "UTS", "cgroup"];
+    let without = |option: &str| {
+        let namespaces = namespaces.iter().map(|name| format!("{name} namespace: missing: {option}"));
+        namespaces.chain([format!("shifted ids: missing: {option}")]).collect::<Vec<String>>()
+    };
+    assert_eq!(layers_reported(&[]), [""; 0]);
+    assert_eq!(layers_reported(&["--seccomp=trap", "--landlock=full", "--xattr"]), [""; 0]);
+    assert_eq!(layers_reported(&["--sandbox=chroot"]), without("--sandbox=chroot"));
+    let mut none = without("--sandbox=none");
+    none.push("empty root directory: missing: --sandbox=none".to_owned());
+    assert_eq!(layers_reported(&["--sandbox=none"]), none);
+    for (option, report) in [
+        ("--seccomp=none", "seccomp filter: missing: --seccomp=none"),
+        ("--seccomp=log", "seccomp filter: weakened: --seccomp=log only logs"),
+        ("--landlock=off", "Landlock: missing: --landlock=off"),
+        (
+            "--worker-ids=identity",
+            "shifted ids: missing: the worker's ids are the host's own, in a user namespace",
+        ),
+    ] {
+        assert_eq!(layers_reported(&[option]), [report], "{option}");
+    }
+    let both = ["--landlock=off", "--seccomp=none"].map(|option| (option, layers_reported(&[option])));
+    let expected: Vec<String> = both.iter().flat_map(|(_, reports)| reports.clone()).collect();
+    assert_eq!(layers_reported(&["--landlock=off", "--seccomp=none"]), expected);
+}

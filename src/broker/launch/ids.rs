@@ -5,7 +5,7 @@ use sandbox::id_maps::{self, IdMapError, IdMaps};
 
 use crate::broker::requests::HostIds;
 use crate::config::{Confinement, IdMapEntry, SandboxMode, WorkerIds};
-use crate::protocol::message::IdsInForce;
+use crate::protocol::message::{IdsInForce, Layer, LayerReport, LayerState};
 
 /// What `--worker-ids=auto` tries first; the same as `shifted` without numbers.
 const AUTO_BASE: u32 = 1 << 31;
@@ -41,6 +41,19 @@ impl IdPlan {
     fn identity() -> Result<Self, IdMapError> {
         let text = "the host's own, in a user namespace";
         Ok(Self::of_maps(IdMaps::identity()?, IdsInForce::Identity, text))
+    }
+
+    /// What the worker's ids are less than ids that nobody else on the host has. (Where it has no user namespace at
+    /// all, that is reported by itself.)
+    pub fn shortfall(&self) -> Option<LayerReport> {
+        self.maps.as_ref()?;
+        let state = match self.in_force {
+            IdsInForce::Shifted(_) => return None,
+            IdsInForce::Mapped => LayerState::Weakened,
+            IdsInForce::Identity | IdsInForce::OwnOnly => LayerState::Missing,
+        };
+        let reason = format!("the worker's ids are {}", self.description);
+        Some(LayerReport::new(Layer::ShiftedIds, state, &reason))
     }
 
     /// The host's ids of the worker's, for what the broker creates on its behalf.

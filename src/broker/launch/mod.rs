@@ -76,7 +76,7 @@ pub fn report_sandbox(mode: SandboxMode) {
         SandboxMode::Chroot => "--sandbox=chroot",
         SandboxMode::None => "--sandbox=none",
     };
-    let namespaces = [
+    let layers = [
         Layer::UserNamespace,
         Layer::MountNamespace,
         Layer::PidNamespace,
@@ -86,7 +86,12 @@ pub fn report_sandbox(mode: SandboxMode) {
         Layer::CgroupNamespace,
         Layer::ShiftedIds,
     ];
-    for layer in namespaces {
-        log::warn!("{}", LayerReport::new(layer, LayerState::Missing, reason));
+    report_missing(&layers, reason);
+}
+
+/// Logs layers that are not there, each by its name.
+pub fn report_missing(layers: &[Layer], reason: &str) {
+    for layer in layers {
+        log::warn!("{}", LayerReport::new(*layer, LayerState::Missing, reason));
     }
 }

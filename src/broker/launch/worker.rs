@@ -13,6 +13,7 @@ use sandbox::network::NetworkNamespace;
 use sandbox::process::{Child, Spawn, SpawnError};
 
 use super::ids::{IdPlan, plans};
+use super::report_missing;
 use super::share::Share;
 use crate::broker::BrokerError;
 use crate::broker::requests::HostIds;
@@ -38,6 +39,8 @@ pub struct Worker {
     pub host_ids: HostIds,
     /// The same in words.
     pub ids_description: String,
+    /// What they are less than ids that nobody else on the host has.
+    pub ids_shortfall: Option<LayerReport>,
 }
 
 /// The worker's view of files.
@@ -143,6 +146,7 @@ fn try_start(
         ids: plan.in_force,
         host_ids: plan.host_ids(),
         ids_description: plan.description.clone(),
+        ids_shortfall: plan.shortfall(),
     })
 }
 
@@ -162,10 +166,10 @@ fn spawn_in_namespaces<'a, T>(
     };
     // Where those that are needed are forbidden too, the first error says it.
     let started = request(NEEDED).spawn_while(&meanwhile).map_err(|_| refused)?;
-    log::info!(
-        "confinement: the worker's network, IPC, UTS and cgroup namespaces are the broker's: making others is \
-         forbidden here (EPERM), for instance by RestrictNamespaces= of a unit"
-    );
+    let missing = [Layer::NetworkNamespace, Layer::IpcNamespace, Layer::UtsNamespace, Layer::CgroupNamespace];
+    let reason = "it is the broker's: making others is forbidden here (EPERM), for instance by RestrictNamespaces= \
+                  of a unit";
+    report_missing(&missing, reason);
     Ok(started)
 }
 

@@ -235,6 +235,10 @@ fn an_ordinary_user_with_subordinate_ids_serves_many() {
         let made = fs::metadata(share.join("by-1000")).unwrap();
         assert_eq!((made.uid(), made.gid()), (500_999, 501_999));
         assert!(stderr.contains("worker ids: the user's own and its sub-ids"), "{stderr}");
+        assert!(
+            stderr.contains("confinement: shifted ids: weakened: the worker's ids are the user's"),
+            "{stderr}"
+        );
     });
 }
 

@@ -159,7 +159,13 @@ fn a_region_whose_user_address_wraps_can_hold_no_ring() {
             let connection = session.device.connection();
             connection.tell(Request::SetVringAddr, &addresses.to_bytes(), &[]).unwrap_err();
         }
-        assert_fails(&mut session.daemon, &["the worker"]);
+        // By the library's panic, if it took the region.
+        let words: &[&str] = if added.is_ok() {
+            &["worker: vhost-user broke down at", "the front end has probably sent", "the worker"]
+        } else {
+            &["vhost-user:", "closing the connection"]
+        };
+        assert_fails(&mut session.daemon, words);
     });
 }
 
