@@ -12,7 +12,7 @@ use tests::fuse::{Client, Session};
 use tests::share::Share;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::{VICTIM, WITNESS, assert_still_serving, with_guest};
+use crate::{VICTIM, WITNESS, assert_still_serving, with_guest, with_options};
 
 /// A node and a handle that exist: of a file, and of a directory.
 #[derive(Clone, Copy)]
@@ -176,6 +176,25 @@ fn state(dir: &Path) -> BTreeSet<(std::path::PathBuf, u32, u64, i64)> {
     found
 }
 
+/// What lets the daemon understand, and hand to helpers, the most.
+const EVERYTHING: &[&str] = &[
+    "--xattr",
+    "--posix-acl",
+    "--security-label",
+    "--killpriv-v2",
+    "--locks=posix,flock",
+    "--ioctl",
+    "--writeback",
+    "--allow-direct-io",
+    "--thread-pool-size=2",
+];
+
+/// With few options and with many.
+fn in_each_way(test: impl Fn(&Share, &mut Session) + Send + Sync) {
+    with_guest(&test);
+    with_options(EVERYTHING, &test);
+}
+
 /// Without this, a mistake in a sample would make the other tests pass for a wrong reason.
 #[test]
 fn the_whole_samples_are_understood() {
@@ -202,7 +221,7 @@ fn the_whole_samples_are_understood() {
 
 #[test]
 fn every_request_cut_at_every_length() {
-    with_guest(|share, session| {
+    in_each_way(|share, session| {
         let at = open_targets(share, &mut session.clients[VICTIM]);
         let before = state(share.path());
         for sample in samples(at, session) {
@@ -231,7 +250,7 @@ fn is_whole(op: u32, _len: usize) -> bool {
 
 #[test]
 fn headers_that_lie_about_their_length() {
-    with_guest(|share, session| {
+    in_each_way(|share, session| {
         let at = open_targets(share, &mut session.clients[VICTIM]);
         let before = state(share.path());
         for sample in samples(at, session) {
@@ -253,7 +272,7 @@ fn headers_that_lie_about_their_length() {
 
 #[test]
 fn requests_that_are_too_long() {
-    with_guest(|share, session| {
+    in_each_way(|share, session| {
         let at = open_targets(share, &mut session.clients[VICTIM]);
         for sample in samples(at, session) {
             for extra in [1, 8, 4096, 60_000] {
@@ -270,7 +289,7 @@ fn requests_that_are_too_long() {
 
 #[test]
 fn nodes_and_handles_that_do_not_exist() {
-    with_guest(|share, session| {
+    in_each_way(|share, session| {
         let at = open_targets(share, &mut session.clients[VICTIM]);
         let forgotten = session.client().lookup(at.directory, "entry").unwrap().nodeid;
         session.client().forget(forgotten, 1);
@@ -328,7 +347,7 @@ const CHANGES: [u32; 9] = [
 
 #[test]
 fn room_for_the_reply_that_is_too_small() {
-    with_guest(|share, session| {
+    in_each_way(|share, session| {
         let at = open_targets(share, &mut session.clients[VICTIM]);
         let before = state(share.path());
         let fds = tests::procfs::open_fds(session.daemon.descendants()[0]).len();
