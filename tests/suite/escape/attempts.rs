@@ -3,6 +3,7 @@
 use std::ffi::CString;
 
 use tests::inject::Died;
+use tests::procfs::OpenFd;
 
 use super::{Target, Verdict};
 
@@ -195,11 +196,29 @@ fn execveat_from_share(target: &mut Target) -> Result<Verdict, Died> {
     call(target, libc::SYS_execveat, &[dir, name, null, null, 0])
 }
 
-fn read_memory_of(target: &mut Target, pid: u32) -> Result<Verdict, Died> {
+fn other_memory(target: &mut Target, number: libc::c_long, pid: u64) -> Result<Verdict, Died> {
     let buffer = target.process().put(&[0; 64]);
     let iov: Vec<u8> = [buffer, 64].into_iter().flat_map(u64::to_ne_bytes).collect();
     let iov = target.process().put(&iov);
-    call(target, libc::SYS_process_vm_readv, &[pid.into(), iov, 1, iov, 1, 0])
+    call(target, number, &[pid, iov, 1, iov, 1, 0])
+}
+
+fn set_owner(target: &mut Target) -> Result<Verdict, Died> {
+    let (fds, victim) = (target.fds(), target.victim());
+    let sockets = fds.into_iter().filter(|fd| fd.link.to_string_lossy().starts_with("socket:"));
+    let set = |fd: OpenFd| call(target, libc::SYS_fcntl, &[fd.number as u64, libc::F_SETOWN as u64, victim]);
+    worst(sockets.map(set))
+}
+
+/// Makes the filter's answers another process's business: whoever listens can also answer.
+fn own_filter(target: &mut Target) -> Result<Verdict, Died> {
+    // BPF_RET | BPF_K, SECCOMP_RET_ALLOW
+    let code: Vec<u8> = [6u64 | 0x7fff_0000 << 32].into_iter().flat_map(u64::to_ne_bytes).collect();
+    let code = target.process().put(&code);
+    let program = [1u64, code].into_iter().flat_map(u64::to_ne_bytes).collect::<Vec<u8>>();
+    let program = target.process().put(&program);
+    // SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
+    call(target, libc::SYS_seccomp, &[1, 8, program])
 }
 
 fn mount(target: &mut Target) -> Result<Verdict, Died> {
@@ -362,13 +381,25 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt("a vsock socket", BySeccompAlone, |t| call(t, libc::SYS_socket, &[40, 1, 0])),
     attempt("a socket pair", BySeccompAlone, |t| with_zeros(t, libc::SYS_socketpair, &[1, 1, 0], 3)),
     attempt("signal another process", WithoutSeccomp, |t| call(t, libc::SYS_kill, &[other_process(), 0])),
+    // The one signal that the filter has, for abort.
+    attempt("abort another process", WithoutSeccomp, |t| {
+        let victim = t.victim();
+        call(t, libc::SYS_tgkill, &[victim, victim, libc::SIGABRT as u64])
+    }),
+    attempt("have another process signalled by a socket", WithoutSeccomp, set_owner),
     attempt("a pidfd of another process", WithoutSeccomp, |t| {
         call(t, libc::SYS_pidfd_open, &[other_process(), 0])
     }),
     attempt("trace another process", WithoutSeccomp, |t| {
         call(t, libc::SYS_ptrace, &[0x4206, other_process(), 0, 0])
     }),
-    attempt("read another process's memory", WithoutSeccomp, |t| read_memory_of(t, std::process::id())),
+    attempt("read another process's memory", WithoutSeccomp, |t| {
+        other_memory(t, libc::SYS_process_vm_readv, other_process())
+    }),
+    attempt("write another process's memory", WithoutSeccomp, |t| {
+        let victim = t.victim();
+        other_memory(t, libc::SYS_process_vm_writev, victim)
+    }),
     attempt("mount", WithoutSeccomp, mount),
     attempt("fsopen proc", WithoutSeccomp, fsopen),
     attempt("open_tree (clone)", WithoutSeccomp, open_tree),
@@ -386,17 +417,27 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt("bpf (map)", WithoutSeccomp, bpf),
     attempt("perf_event_open", BySeccompAlone, perf),
     attempt("userfaultfd", WithoutSeccomp, userfaultfd),
+    attempt("shared memory of System V", BySeccompAlone, |t| {
+        call(t, libc::SYS_shmget, &[0, 4096, (libc::IPC_CREAT | 0o600) as u64])
+    }),
+    attempt("a filter of its own, with a listener", BySeccompAlone, own_filter),
     attempt("keyctl (join a session)", BySeccompAlone, |t| call(t, libc::SYS_keyctl, &[1, 0])),
     attempt("add_key", BySeccompAlone, add_key),
     attempt("memfd_create", BySeccompAlone, memfd),
     attempt("mmap, writable and executable", BySeccompAlone, |t| {
         call(t, libc::SYS_mmap, &[0, 4096, 7, ANONYMOUS, NONE, 0])
     }),
+    attempt("executable by reading (personality)", BySeccompAlone, |t| {
+        call(t, libc::SYS_personality, &[libc::READ_IMPLIES_EXEC as u64])
+    }),
     attempt("mmap of a program in the share", WithoutSeccomp, map_program),
     attempt("mprotect, executable", BySeccompAlone, mprotect),
     attempt("TIOCSTI on each held fd", WithoutSeccomp, tiocsti),
     attempt("set trusted.x", WithoutSeccomp, |t| set_xattr(t, "trusted.x")),
     attempt("set security.x", WithoutSeccomp, |t| set_xattr(t, "security.x")),
+    attempt("dumpable again", BySeccompAlone, |t| {
+        call(t, libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, 1])
+    }),
     attempt("all capabilities", WithoutSeccomp, all_capabilities),
     attempt("setuid to an id outside the map", WithoutSeccomp, |t| call(t, libc::SYS_setuid, &[0xffff_fffe])),
     attempt("raise a resource limit", WithoutSeccomp, raise_limit),

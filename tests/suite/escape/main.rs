@@ -37,7 +37,27 @@ pub struct Target {
     share: Share,
     /// A file outside the share, on its file system.
     secret: PathBuf,
+    /// A process of the host that is there to be attacked.
+    victim: Victim,
     _secret_dir: TempDir,
+}
+
+/// A process that waits for its end; killed when dropped.
+struct Victim(std::process::Child);
+
+impl Victim {
+    fn start() -> Victim {
+        // It waits for the end of an input that we hold.
+        let child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn();
+        Victim(child.expect("start cat"))
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// How an attempt ended.
@@ -77,12 +97,17 @@ impl Target {
         session.client().lookup(ROOT, "file").expect("LOOKUP");
         let worker = *session.daemon.descendants().last().expect("a process that serves");
         let injector = Injector::attach(worker);
-        Target { session, injector, share, secret, _secret_dir: secret_dir }
+        Target { session, injector, share, secret, victim: Victim::start(), _secret_dir: secret_dir }
     }
 
     /// The path of the file outside the share.
     pub fn secret(&self) -> &str {
         self.secret.to_str().expect("a plain path")
+    }
+
+    /// The pid of a process of the host.
+    pub fn victim(&self) -> u64 {
+        self.victim.0.id().into()
     }
 
     /// The process's fds.
@@ -203,17 +228,21 @@ fn a_taken_over_worker_gets_nothing() {
 /// What a taken-over worker may try to make the broker believe.
 fn broker_messages() -> Vec<(&'static str, Vec<u8>)> {
     use virtiofsd::protocol::bounded::{Bytes, List};
-    use virtiofsd::protocol::{FileHandle, SealedHandle, ToBroker, codec};
-    let encoded = |message: &ToBroker| {
+    use virtiofsd::protocol::message::{Admit, TrustedXattr};
+    use virtiofsd::protocol::name::TrustedName;
+    use virtiofsd::protocol::{FileHandle, SealedHandle, ToBroker, ToWorker, codec};
+    fn encoded<M: serde::Serialize>(message: &M) -> Vec<u8> {
         let mut buffer = Box::new([0; codec::MAX_MESSAGE]);
         let len = codec::encode(message, &mut buffer).expect("a small message");
         buffer[..len].to_vec()
-    };
+    }
     let forged = SealedHandle {
         mount: 0,
         handle: FileHandle { handle_type: 1, bytes: Bytes::new(&[1; 8]).expect("eight bytes") },
         mac: [0; 16],
     };
+    let admit = Admit { mount: 1000, handle: forged.handle.clone() };
+    let trusted = TrustedXattr::Get { name: TrustedName::new(b"trusted.a").expect("a name") };
     let attached = encoded(&ToBroker::Attached);
     vec![
         ("garbage", vec![0xa5; 100]),
@@ -224,6 +253,9 @@ fn broker_messages() -> Vec<(&'static str, Vec<u8>)> {
         ("Confined, again", encoded(&ToBroker::Confined(List::new(Vec::new()).expect("an empty list")))),
         ("Seal without an fd", encoded(&ToBroker::Seal)),
         ("Reopen of a forged handle", encoded(&ToBroker::Reopen(forged))),
+        ("Admit on a mount that was never given out", encoded(&ToBroker::Admit(admit))),
+        ("TrustedXattr, not enabled", encoded(&ToBroker::TrustedXattr(trusted))),
+        ("a reply of the broker's own", encoded(&ToWorker::TrustedXattr(Err(Errno::EPERM.into())))),
     ]
 }
 
