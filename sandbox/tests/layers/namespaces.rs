@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use nix::unistd::getpid;
 use sandbox::id_maps::IdMaps;
 use sandbox::namespaces::Namespaces;
+use sandbox::network::{NetworkError, NetworkNamespace};
 use sandbox::process::SpawnError;
 
 use crate::harness::{
@@ -13,11 +14,12 @@ use crate::harness::{
 };
 
 pub const CASES: &[Case] = cases![
-    Root: exactly_the_listed_are_new, each_alone_is_new, they_confine;
-    Ordinary: exactly_the_listed_are_new, none_without_a_user_namespace, they_confine;
+    Root: exactly_the_listed_are_new, each_alone_is_new, they_confine, a_network_made_ahead_is_entered_and_left;
+    Ordinary: exactly_the_listed_are_new, none_without_a_user_namespace, they_confine,
+        no_network_is_made_ahead_without_privilege;
 ];
 
-pub const ROLES: &[Role] = roles![sees_nothing_of_the_host];
+pub const ROLES: &[Role] = roles![sees_nothing_of_the_host, has_no_say_over_its_network];
 
 fn maps() -> IdMaps {
     if nix::unistd::geteuid().is_root() { shifted() } else { IdMaps::own() }
@@ -67,8 +69,41 @@ fn sees_nothing_of_the_host() {
     // PID 1 of the host, and this process's parent, are not there to be signalled.
     assert_eq!(nix::unistd::getppid().as_raw(), 0);
     assert_eq!(nix::sys::signal::kill(nix::unistd::Pid::from_raw(2), None), Err(Errno::ESRCH));
+    sees_no_network();
+    nix::unistd::sethostname("inside").unwrap();
+}
+
+fn sees_no_network() {
     let devices = fs::read_to_string("/proc/self/net/dev").unwrap();
     let names: Vec<_> = devices.lines().skip(2).filter_map(|line| line.split(':').next()).collect();
     assert!(names.iter().all(|name| name.trim() == "lo"), "{names:?}");
-    nix::unistd::sethostname("inside").unwrap();
+}
+
+fn a_network_made_ahead_is_entered_and_left() {
+    let own = || fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let before = own();
+    let network = NetworkNamespace::begin().unwrap().finish().unwrap();
+    // The thread that made it is gone.
+    assert_eq!(fs::read_dir("/proc/self/task").unwrap().count(), 1);
+    let inside = network.inside(|| {
+        let others = everything().difference(Namespaces::NET);
+        expect_role("has_no_say_over_its_network", others, Some(maps()), &[]);
+        own()
+    });
+    assert_ne!(inside.unwrap(), before);
+    assert_eq!(own(), before);
+}
+
+/// Root in a user namespace of its own: it is not the one that the network namespace belongs to.
+fn has_no_say_over_its_network() {
+    sees_no_network();
+    // SAFETY: a plain system call.
+    let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
+    assert_eq!(Errno::result(raw), Err(Errno::EPERM));
+}
+
+fn no_network_is_made_ahead_without_privilege() {
+    let error = NetworkNamespace::begin().unwrap().finish().unwrap_err();
+    assert!(matches!(error, NetworkError::Make(Errno::EPERM)), "{error}");
+    assert!(error.to_string().starts_with("cannot make a network namespace"), "{error}");
 }

@@ -166,7 +166,15 @@ fn spawn_in_namespaces<'a, T>(
     };
     // Where those that are needed are forbidden too, the first error says it.
     let started = request(NEEDED).spawn_while(&meanwhile).map_err(|_| refused)?;
-    let missing = [Layer::NetworkNamespace, Layer::IpcNamespace, Layer::UtsNamespace, Layer::CgroupNamespace];
+    let optional = [
+        (Namespaces::NET, Layer::NetworkNamespace),
+        (Namespaces::IPC, Layer::IpcNamespace),
+        (Namespaces::UTS, Layer::UtsNamespace),
+        (Namespaces::CGROUP, Layer::CgroupNamespace),
+    ];
+    // One that is not wanted has been made before.
+    let missing = optional.into_iter().filter(|(namespace, _)| wanted.contains(*namespace));
+    let missing: Vec<Layer> = missing.map(|(_, layer)| layer).collect();
     let reason = "it is the broker's: making others is forbidden here (EPERM), for instance by RestrictNamespaces= \
                   of a unit";
     report_missing(&missing, reason);

@@ -22,8 +22,8 @@ impl Trace {
         self.worker.extend(other.worker);
     }
 
-    /// Reads a log of `strace -f`: the first process is the broker, which has one thread and one child; all other
-    /// threads are the worker's.
+    /// Reads a log of `strace -f`: the first process is the broker, which has one thread (once it is confined) and one
+    /// child; all other threads are the worker's.
     fn read(text: &str) -> Trace {
         let mut trace = Trace::default();
         let mut broker = None;
