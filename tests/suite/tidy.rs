@@ -187,6 +187,8 @@ const FOREIGN_OPTIONS: &[&str] = &[
     "--live",
     "--locked",
     "--memory",
+    "--millis",
+    "--no-native",
     "--now",
     "--priority",
     "--quick",
