@@ -73,7 +73,9 @@ pub fn requests() -> impl Strategy<Value = ToBroker> {
             .prop_map(|reports| ToBroker::Confined(List::new(reports).unwrap())),
         Just(ToBroker::Attached),
         Just(ToBroker::Seal),
-        forged_handles().prop_map(ToBroker::Reopen),
+        // None is no forgery.
+        prop::collection::vec(forged_handles(), 1..6)
+            .prop_map(|forged| ToBroker::Reopen(List::new(forged).unwrap())),
         forged_handles()
             .prop_map(|SealedHandle { mount, handle, .. }| ToBroker::Admit(Admit { mount, handle })),
         devices().prop_map(ToBroker::MakeDevice),

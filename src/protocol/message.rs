@@ -36,8 +36,9 @@ pub enum ToWorker {
     Start(Box<Start>),
     /// Reply to [`ToBroker::Seal`]: one result for each of its fds, in their order.
     Sealed(List<Result<SealedHandle, Errno>, MAX_FDS>),
-    /// Reply to [`ToBroker::Reopen`]: with `Ok` comes one `O_PATH` fd. `ESTALE` when the file is gone.
-    Reopened(Result<(), Errno>),
+    /// Reply to [`ToBroker::Reopen`]: one result for each of its handles, in their order, and with each `Ok` one
+    /// `O_PATH` fd. `ESTALE` when the file is gone.
+    Reopened(List<Result<(), Errno>, MAX_FDS>),
     /// Reply to [`ToBroker::Admit`]: with `Ok` comes one `O_PATH` fd. `ESTALE` when the handle leads to no file that
     /// is proven to lie in the share.
     Admitted(Result<(), Errno>),
@@ -57,8 +58,8 @@ pub enum ToBroker {
     Attached,
     /// Seal the files of the 1–253 fds that come with it (of any access mode, usually `O_PATH`).
     Seal,
-    /// Open the file of this handle.
-    Reopen(SealedHandle),
+    /// Open the files of these handles: as many as one reply has room for fds.
+    Reopen(List<SealedHandle, MAX_FDS>),
     /// Open a file handle that a migration stream had.
     Admit(Admit),
     /// Make a device node in the directory whose fd comes with it.

@@ -74,7 +74,7 @@ impl Server {
             ToBroker::Confined(reports) => Answer::Confined(reports.into_vec()),
             ToBroker::Attached => Answer::Attached,
             ToBroker::Seal => Answer::Reply(seal::seal(self, &fds)?, Vec::new()),
-            ToBroker::Reopen(sealed) => reopen::reopen(self, &sealed)?,
+            ToBroker::Reopen(sealed) => reopen::reopen(self, sealed.as_slice())?,
             ToBroker::Admit(admit) => admit::admit(self, &admit)?,
             ToBroker::MakeDevice(device) => Answer::Reply(
                 make_device::make_device(self, &device, only(Kind::MakeDevice, &fds)?),

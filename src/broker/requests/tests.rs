@@ -19,7 +19,7 @@ use crate::broker::launch::{ids, own_capabilities};
 use crate::broker::{launch, sys};
 use crate::config::IdMapEntry;
 use crate::protocol::arbitrary::{forged_handles, mutated, requests};
-use crate::protocol::bounded::Bytes;
+use crate::protocol::bounded::{Bytes, List};
 use crate::protocol::codec;
 use crate::protocol::message::{
     Admit, DeviceKind, MakeDevice, Permissions, TrustedXattr, XattrReply, XattrSetMode,
@@ -118,12 +118,62 @@ fn seal(server: &mut Server, fd: OwnedFd) -> Result<SealedHandle, i32> {
     seal_all(server, vec![fd]).pop().unwrap()
 }
 
-fn reopen(server: &mut Server, sealed: &SealedHandle) -> Result<Result<OwnedFd, i32>, Violation> {
-    match server.handle(ToBroker::Reopen(sealed.clone()), Vec::new())? {
-        Answer::Reply(ToWorker::Reopened(Ok(())), mut fds) if fds.len() == 1 => Ok(Ok(fds.remove(0))),
-        Answer::Reply(ToWorker::Reopened(Err(errno)), fds) if fds.is_empty() => Ok(Err(errno.code())),
+fn reopen_all(
+    server: &mut Server,
+    sealed: Vec<SealedHandle>,
+) -> Result<Vec<Result<OwnedFd, i32>>, Violation> {
+    match server.handle(ToBroker::Reopen(List::new(sealed).unwrap()), Vec::new())? {
+        Answer::Reply(ToWorker::Reopened(results), fds) => {
+            let mut fds = fds.into_iter();
+            let mut opened = |result: Result<(), crate::protocol::Errno>| match result {
+                Ok(()) => Ok(fds.next().unwrap()),
+                Err(errno) => Err(errno.code()),
+            };
+            let results = results.into_vec().into_iter().map(&mut opened).collect();
+            assert!(fds.next().is_none(), "an fd too many");
+            Ok(results)
+        }
         other => panic!("{other:?}"),
     }
+}
+
+fn reopen(server: &mut Server, sealed: &SealedHandle) -> Result<Result<OwnedFd, i32>, Violation> {
+    let mut results = reopen_all(server, vec![sealed.clone()])?;
+    assert_eq!(results.len(), 1);
+    Ok(results.remove(0))
+}
+
+/// One forged handle, wherever it stands, and nothing is opened; one whose file is gone is only that one's affair.
+#[test]
+fn a_batch_of_handles_is_opened_in_order_or_not_at_all() {
+    in_lab(|lab| {
+        let mut server = lab.server();
+        fs::write(lab.root.join("share/gone"), "").unwrap();
+        let paths = ["file", "gone", "dir", "link"];
+        let ids: Vec<_> = paths.iter().map(|path| id(lab.path_fd(path))).collect();
+        let sealed: Vec<SealedHandle> =
+            paths.iter().map(|path| seal(&mut server, lab.path_fd(path)).unwrap()).collect();
+        fs::remove_file(lab.root.join("share/gone")).unwrap();
+        let opened = reopen_all(&mut server, sealed.clone()).unwrap();
+        for ((path, want), result) in paths.iter().zip(&ids).zip(&opened) {
+            match result {
+                Ok(fd) => assert_eq!(id(fd), *want, "{path}"),
+                Err(errno) => assert_eq!((*path, *errno), ("gone", libc::ESTALE)),
+            }
+        }
+        assert_eq!(opened.iter().filter(|result| result.is_ok()).count(), 3);
+        let most: Vec<SealedHandle> = sealed.iter().cycle().take(crate::protocol::MAX_FDS).cloned().collect();
+        assert_eq!(reopen_all(&mut server, most).unwrap().len(), crate::protocol::MAX_FDS);
+        assert!(reopen_all(&mut server, Vec::new()).unwrap().is_empty());
+        for place in 0..sealed.len() {
+            let mut forged = sealed.clone();
+            forged[place].mac[3] ^= 1;
+            assert_eq!(reopen_all(&mut server, forged).unwrap_err(), Violation::ForgedHandle);
+            let mut moved = sealed.clone();
+            moved[place].mount += 1;
+            assert_eq!(reopen_all(&mut server, moved).unwrap_err(), Violation::ForgedHandle);
+        }
+    });
 }
 
 fn id(fd: impl AsFd) -> (u64, u64, sys::MountId) {
@@ -462,12 +512,14 @@ fn put(server: &mut Server, request: ToBroker, fds: Vec<OwnedFd>) {
         Ok(answer) => {
             assert_eq!(gated, Ok(server.phase), "{request:?} got {answer:?}");
             // No handle in these tests was sealed here.
-            assert!(!matches!(request, ToBroker::Reopen(_)), "a forged handle got {answer:?}");
+            let forged = matches!(&request, ToBroker::Reopen(handles) if !handles.as_slice().is_empty());
+            assert!(!forged, "a forged handle got {answer:?}");
             let is_own = matches!(
                 (kind, &answer),
                 (Kind::Confined, Answer::Confined(_))
                     | (Kind::Attached, Answer::Attached)
                     | (Kind::Seal, Answer::Reply(ToWorker::Sealed(_), _))
+                    | (Kind::Reopen, Answer::Reply(ToWorker::Reopened(_), _))
                     | (Kind::Admit, Answer::Reply(ToWorker::Admitted(_), _))
                     | (Kind::MakeDevice, Answer::Reply(ToWorker::DeviceMade(_), _))
                     | (Kind::TrustedXattr, Answer::Reply(ToWorker::TrustedXattr(_), _))

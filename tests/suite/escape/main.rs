@@ -206,7 +206,7 @@ fn broker_messages() -> Vec<(&'static str, Vec<u8>)> {
     use virtiofsd::protocol::{FileHandle, SealedHandle, ToBroker, codec};
     let encoded = |message: &ToBroker| {
         let mut buffer = Box::new([0; codec::MAX_MESSAGE]);
-        let len = codec::encode(message, &mut buffer).expect("a small message");
+        let len = codec::encode(message, &mut buffer).expect("a message that fits");
         buffer[..len].to_vec()
     };
     let forged = SealedHandle {
@@ -214,16 +214,18 @@ fn broker_messages() -> Vec<(&'static str, Vec<u8>)> {
         handle: FileHandle { handle_type: 1, bytes: Bytes::new(&[1; 8]).expect("eight bytes") },
         mac: [0; 16],
     };
+    let reopen = |handles| ToBroker::Reopen(List::new(handles).expect("at most 253"));
     let attached = encoded(&ToBroker::Attached);
     vec![
         ("garbage", vec![0xa5; 100]),
         ("zeros", vec![0; 4]),
-        ("half a message", encoded(&ToBroker::Reopen(forged.clone()))[..10].to_vec()),
+        ("half a message", encoded(&reopen(vec![forged.clone()]))[..10].to_vec()),
         ("a message and more", [&attached[..], &[0]].concat()),
         ("Attached, again", attached),
         ("Confined, again", encoded(&ToBroker::Confined(List::new(Vec::new()).expect("an empty list")))),
         ("Seal without an fd", encoded(&ToBroker::Seal)),
-        ("Reopen of a forged handle", encoded(&ToBroker::Reopen(forged))),
+        ("Reopen of a forged handle", encoded(&reopen(vec![forged.clone()]))),
+        ("Reopen of many forged handles", encoded(&reopen(vec![forged; 253]))),
     ]
 }
 
