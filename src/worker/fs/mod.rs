@@ -244,6 +244,25 @@ impl FileSystem {
         self.keeper.hold(inode)
     }
 
+    /// Are there inodes that the guest knows and that have no fd? (Or some that are coming or going.)
+    pub(in crate::worker) fn has_cold_inodes(&self) -> bool {
+        self.inodes.len() > self.keeper.hot() as u64
+    }
+
+    /// Gives fds to those of the nodes that have none, all together.
+    pub(in crate::worker) fn prefetch(&self, nodes: impl Iterator<Item = NodeId>) {
+        let mut cold: Vec<Arc<Inode>> = Vec::new();
+        for inode in nodes.filter_map(|node| self.inodes.get(node)) {
+            if !inode.residence.is_hot() && !cold.iter().any(|other| Arc::ptr_eq(other, &inode)) {
+                cold.push(inode);
+            }
+        }
+        // A single one is opened when it is used.
+        if cold.len() > 1 {
+            self.keeper.prefetch(&cold);
+        }
+    }
+
     pub(in crate::worker) fn fd_directory(&self) -> BorrowedFd<'_> {
         self.resources.fd_directory.as_fd()
     }

@@ -25,7 +25,7 @@ use super::sys::{self, Result};
 use crate::config::InodeFileHandles;
 use crate::protocol::bounded::Bytes;
 use crate::protocol::phase::Service;
-use crate::protocol::{FileHandle, SealedHandle, Services};
+use crate::protocol::{FileHandle, MAX_FDS, SealedHandle, Services};
 use crate::worker::broker_client::BrokerClient;
 use crate::worker::fuse::operation::NodeId;
 
@@ -254,6 +254,11 @@ impl Keeper {
             return;
         }
         self.watch([Arc::downgrade(inode)]);
+        self.keep_within_bounds();
+    }
+
+    /// Seals idle inodes if there are too many hot ones.
+    fn keep_within_bounds(&self) {
         // Whoever finds another thread at it leaves it to that one, until it is really too much.
         if (self.seats.inodes() > self.bounds.inodes || !self.has_room())
             && let Some(_one) = self.sealing.try_lock()
@@ -313,6 +318,40 @@ impl Keeper {
             self.heated(inode);
         }
         Ok(())
+    }
+
+    /// Makes cold inodes hot together, with one request to the broker; up to [`MAX_FDS`], each once. What can't be opened
+    /// stays cold: whoever uses it is told why.
+    pub fn prefetch(&self, inodes: &[Arc<Inode>]) {
+        let Some(broker) = &self.broker else { return };
+        let seats = self.reserve(inodes.len().min(MAX_FDS).min(self.bounds.inodes / 4));
+        let cold = inodes.iter().filter_map(|inode| Some((inode, inode.residence.sealed()?.ok()?)));
+        let (inodes, sealed): (Vec<_>, Vec<_>) = cold.take(seats.len()).unzip();
+        if sealed.is_empty() {
+            return;
+        }
+        // If the broker is gone, the requests themselves will say so.
+        let Ok(results) = broker.reopen_all(sealed) else { return };
+        let warmed = inodes.into_iter().zip(results).zip(seats).filter_map(|((inode, result), seat)| {
+            inode.used.store(true, Ordering::Relaxed);
+            let warmed = inode.residence.warm(HotFd { fd: result.ok()?, _seat: seat });
+            warmed.then(|| Arc::downgrade(inode))
+        });
+        self.watch(warmed.collect::<Vec<_>>());
+        self.keep_within_bounds();
+    }
+
+    /// Seats for up to so many fds that are about to come; fewer when there is not room for all.
+    fn reserve(&self, wanted: usize) -> Vec<InodeSeat> {
+        let mut seats = Vec::with_capacity(wanted);
+        for _ in 0..wanted {
+            let seat = self.seats.inode();
+            if self.seats.taken() > self.bounds.total {
+                break;
+            }
+            seats.push(seat);
+        }
+        seats
     }
 
     /// Runs a call that makes an fd; when there are too many, closes those of idle inodes and tries again.
@@ -442,9 +481,7 @@ impl Keeper {
             }
             let Some(watched) = clock.pop_front() else { break };
             match watched.upgrade() {
-                Some(inode) if inode.used.swap(false, Ordering::Relaxed) => {
-                    clock.push_back(watched)
-                }
+                Some(inode) if inode.used.swap(false, Ordering::Relaxed) => clock.push_back(watched),
                 Some(inode) => batch.push(inode),
                 None => {}
             }
