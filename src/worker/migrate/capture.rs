@@ -29,6 +29,8 @@ use crate::worker::fuse::operation::NodeId;
 const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
 /// References to the root that a stream tells, beyond those of inodes that are named in it.
 const ROOT_REFERENCES: u64 = 2;
+/// Lost inodes that are logged one by one.
+const MAX_LOGGED: usize = 20;
 /// Inodes of one mount that are tried to find the path of the mount.
 const MAX_TRIES: usize = 32;
 
@@ -101,23 +103,43 @@ pub fn capture(fs: &FileSystem, config: &MigrationConfig) -> Result<DeviceState,
         let refcount = own.saturating_add(named_in.get(&inode.id.0).copied().unwrap_or(0));
         state.inodes.push(Record { id: inode.id.0, refcount, location, file_handle });
     }
-    report_invalid(&state);
+    report_invalid(fs, &state);
     state.handles = open_handles(fs, &inodes);
     Ok(state)
 }
 
-fn report_invalid(state: &DeviceState) {
+/// Names the inodes that will be lost, and what is known of where they were.
+fn report_invalid(fs: &FileSystem, state: &DeviceState) {
     let invalid = state.inodes.iter().filter(|inode| matches!(inode.location, InodeLocation::Invalid));
     let invalid: Vec<u64> = invalid.map(|inode| inode.id).collect();
-    if !invalid.is_empty() {
-        let some = invalid.get(..10).unwrap_or(&invalid);
-        log::warn!(
-            "migration: {} of {} inodes have no path that a stream can hold: nodes {some:?}{}. They were removed while \
-             open, or their names are not UTF-8; --migration-mode=file-handles can take them along",
-            invalid.len(),
-            state.inodes.len(),
-            if invalid.len() > some.len() { " and others" } else { "" }
-        );
+    if invalid.is_empty() {
+        return;
+    }
+    log::warn!(
+        "migration: {} of {} inodes have no place that a stream can hold: they were removed while open, or their \
+         names are not UTF-8; --migration-mode=file-handles can take them along",
+        invalid.len(),
+        state.inodes.len()
+    );
+    for id in invalid.iter().take(MAX_LOGGED) {
+        log::warn!("migration: inode {id} is lost; it was last at {}", last_place(fs, NodeId(*id)));
+    }
+    if invalid.len() > MAX_LOGGED {
+        log::warn!("migration: {} further ones are only counted", invalid.len() - MAX_LOGGED);
+    }
+}
+
+/// The path that the kernel remembers of an inode, which need not lead there any more.
+fn last_place(fs: &FileSystem, id: NodeId) -> String {
+    let inode = fs.inodes.get(id).filter(|inode| !inode.is_lost());
+    let path = inode.and_then(|inode| {
+        let fd = fs.fd(&inode).ok()?;
+        link(fs, fd.as_fd())
+    });
+    let prefix = link(fs, fs.resources.share.as_fd()).unwrap_or_default();
+    match path.as_deref().and_then(|path| below(path, &prefix)) {
+        Some(path) => format!("\"{}\"", path.escape_ascii()),
+        None => "a place that nobody remembers".to_owned(),
     }
 }
 
