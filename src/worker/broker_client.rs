@@ -159,8 +159,38 @@ impl BrokerClient {
     ) -> Result<Vec<Result<OwnedFd, Errno>>, BrokerClientError> {
         let number = sealed.len();
         let sealed = List::new(sealed).map_err(|_| BrokerClientError::TooMuch("sealed handles"))?;
-        let (reply, fds) = self.ask(&ToBroker::Reopen(sealed), &[])?;
-        let ToWorker::Reopened(results) = reply else { return self.wrong_reply() };
+        match self.ask(&ToBroker::Reopen(sealed), &[])? {
+            (ToWorker::Reopened(results), fds) => self.each(number, results, fds),
+            _ => self.wrong_reply(),
+        }
+    }
+
+    /// Opens up to 253 file handles of a migration stream, as `O_PATH` fds, on the mount of this number (as in a
+    /// [`SealedHandle`]); one result each, in their order. `ESTALE`: the file is gone or not known to lie in the share.
+    /// As with [`BrokerClient::reopen_all`], there must be room for the fds.
+    ///
+    /// # Errors
+    /// When the channel fails, or there are more.
+    pub fn admit(
+        &self,
+        mount: u32,
+        handles: Vec<FileHandle>,
+    ) -> Result<Vec<Result<OwnedFd, Errno>>, BrokerClientError> {
+        let number = handles.len();
+        let handles = List::new(handles).map_err(|_| BrokerClientError::TooMuch("file handles"))?;
+        match self.ask(&ToBroker::Admit(Admit { mount, handles }), &[])? {
+            (ToWorker::Admitted(results), fds) => self.each(number, results, fds),
+            _ => self.wrong_reply(),
+        }
+    }
+
+    /// The results of `number` files that were to be opened, each with its fd.
+    fn each(
+        &self,
+        number: usize,
+        results: List<Result<(), Errno>, MAX_FDS>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Vec<Result<OwnedFd, Errno>>, BrokerClientError> {
         let opened = results.as_slice().iter().filter(|result| result.is_ok()).count();
         if results.as_slice().len() != number || fds.len() != opened {
             return self.wrong_reply();
@@ -168,21 +198,6 @@ impl BrokerClient {
         let mut fds = fds.into_iter();
         let each = results.into_vec().into_iter();
         Ok(each.filter_map(|result| result.map(|()| fds.next()).transpose()).collect())
-    }
-
-    /// Opens a file handle of a migration stream, as an `O_PATH` fd, on the mount of this number (as in a
-    /// [`SealedHandle`]).
-    ///
-    /// # Errors
-    /// [`BrokerClientError::Refused`] with `ESTALE` when the file is gone or not known to lie in the share; when the
-    /// channel fails.
-    pub fn admit(&self, mount: u32, handle: FileHandle) -> Result<OwnedFd, BrokerClientError> {
-        let (reply, mut fds) = self.ask(&ToBroker::Admit(Admit { mount, handle }), &[])?;
-        match (reply, fds.pop(), fds.pop()) {
-            (ToWorker::Admitted(Ok(())), Some(fd), None) => Ok(fd),
-            (ToWorker::Admitted(Err(errno)), None, None) => Err(BrokerClientError::Refused(errno)),
-            _ => self.wrong_reply(),
-        }
     }
 
     /// Makes a device node in `directory` (an fd of any access mode).

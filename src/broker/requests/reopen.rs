@@ -2,9 +2,9 @@
 //!
 //! (Handles of a migration stream are for [`super::admit`].)
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
-use super::{Answer, Server};
+use super::{Answer, Server, open_each};
 use crate::broker::sys;
 use crate::protocol::bounded::List;
 use crate::protocol::phase::Kind;
@@ -13,16 +13,10 @@ use crate::protocol::{FileHandle, SealedHandle, ToWorker, Violation};
 /// Opens each of `sealed`, or ends a worker that made one of them up: then none is opened.
 pub(super) fn reopen(server: &Server, sealed: &[SealedHandle]) -> Result<Answer, Violation> {
     let genuine = sealed.iter().map(|sealed| genuine(server, sealed)).collect::<Result<Vec<_>, _>>()?;
-    let mut fds: Vec<OwnedFd> = Vec::with_capacity(genuine.len());
-    let results = genuine.into_iter().map(|(mount, handle)| match sys::open_handle(mount, handle) {
-        Ok(fd) => {
-            fds.push(fd);
-            Ok(())
-        }
-        Err(errno) => Err(errno.into()),
-    });
-    let results = List::new(results.collect())
-        .map_err(|_| Violation::FdCount { kind: Kind::Reopen, fds: sealed.len() })?;
+    let opened = genuine.into_iter().map(|(mount, handle)| sys::open_handle(mount, handle));
+    let (results, fds) = open_each(opened);
+    let results =
+        List::new(results).map_err(|_| Violation::FdCount { kind: Kind::Reopen, fds: sealed.len() })?;
     Ok(Answer::Reply(ToWorker::Reopened(results), fds))
 }
 

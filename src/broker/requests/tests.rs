@@ -123,18 +123,24 @@ fn reopen_all(
     sealed: Vec<SealedHandle>,
 ) -> Result<Vec<Result<OwnedFd, i32>>, Violation> {
     match server.handle(ToBroker::Reopen(List::new(sealed).unwrap()), Vec::new())? {
-        Answer::Reply(ToWorker::Reopened(results), fds) => {
-            let mut fds = fds.into_iter();
-            let mut opened = |result: Result<(), crate::protocol::Errno>| match result {
-                Ok(()) => Ok(fds.next().unwrap()),
-                Err(errno) => Err(errno.code()),
-            };
-            let results = results.into_vec().into_iter().map(&mut opened).collect();
-            assert!(fds.next().is_none(), "an fd too many");
-            Ok(results)
-        }
+        Answer::Reply(ToWorker::Reopened(results), fds) => Ok(each(results, fds)),
         other => panic!("{other:?}"),
     }
+}
+
+/// Results with their fds.
+fn each(
+    results: List<Result<(), crate::protocol::Errno>, { crate::protocol::MAX_FDS }>,
+    fds: Vec<OwnedFd>,
+) -> Vec<Result<OwnedFd, i32>> {
+    let mut fds = fds.into_iter();
+    let mut opened = |result: Result<(), crate::protocol::Errno>| match result {
+        Ok(()) => Ok(fds.next().unwrap()),
+        Err(errno) => Err(errno.code()),
+    };
+    let results = results.into_vec().into_iter().map(&mut opened).collect();
+    assert!(fds.next().is_none(), "an fd too many");
+    results
 }
 
 fn reopen(server: &mut Server, sealed: &SealedHandle) -> Result<Result<OwnedFd, i32>, Violation> {
@@ -198,12 +204,22 @@ fn sealed_files_reopen_on_the_shares_own_mount() {
     });
 }
 
-fn admit(server: &mut Server, mount: u32, handle: &FileHandle) -> Result<Result<OwnedFd, i32>, Violation> {
-    match server.handle(ToBroker::Admit(Admit { mount, handle: handle.clone() }), Vec::new())? {
-        Answer::Reply(ToWorker::Admitted(Ok(())), mut fds) if fds.len() == 1 => Ok(Ok(fds.remove(0))),
-        Answer::Reply(ToWorker::Admitted(Err(errno)), fds) if fds.is_empty() => Ok(Err(errno.code())),
+fn admit_all(
+    server: &mut Server,
+    mount: u32,
+    handles: Vec<FileHandle>,
+) -> Result<Vec<Result<OwnedFd, i32>>, Violation> {
+    let handles = List::new(handles).unwrap();
+    match server.handle(ToBroker::Admit(Admit { mount, handles }), Vec::new())? {
+        Answer::Reply(ToWorker::Admitted(results), fds) => Ok(each(results, fds)),
         other => panic!("{other:?}"),
     }
+}
+
+fn admit(server: &mut Server, mount: u32, handle: &FileHandle) -> Result<Result<OwnedFd, i32>, Violation> {
+    let mut results = admit_all(server, mount, vec![handle.clone()])?;
+    assert_eq!(results.len(), 1);
+    Ok(results.remove(0))
 }
 
 /// Handles that anybody may have made: only files in the share open, on its own mount, also removed ones.
@@ -238,6 +254,17 @@ fn foreign_handles_open_only_files_in_the_share() {
         for fd in &outside {
             let (handle, _) = sys::handle_of(fd.as_fd()).unwrap();
             assert_eq!(admit(&mut server, 0, &handle).unwrap().unwrap_err(), libc::ESTALE);
+        }
+        // Together it is the same for each.
+        let both = inside.iter().zip(outside.iter().cycle()).flat_map(|(a, b)| [a, b]);
+        let handles = both.map(|fd| sys::handle_of(fd.as_fd()).unwrap().0).collect();
+        for (place, result) in admit_all(&mut server, 0, handles).unwrap().into_iter().enumerate() {
+            match result {
+                Ok(opened) => assert!(place % 2 == 0 && id(&opened) == id(&inside[place / 2])),
+                Err(errno) => {
+                    assert!((place % 2 == 1 || !proves) && errno == libc::ESTALE, "{place}: {errno}")
+                }
+            }
         }
     });
 }

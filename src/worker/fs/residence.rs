@@ -342,7 +342,7 @@ impl Keeper {
     }
 
     /// Seats for up to so many fds that are about to come; fewer when there is not room for all.
-    fn reserve(&self, wanted: usize) -> Vec<InodeSeat> {
+    pub fn reserve(&self, wanted: usize) -> Vec<InodeSeat> {
         let mut seats = Vec::with_capacity(wanted);
         for _ in 0..wanted {
             let seat = self.seats.inode();

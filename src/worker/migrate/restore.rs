@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 use super::format::{DecodeError, DeviceState, FileHandle, Handle, HandleSource, Inode, InodeLocation};
-use super::handles::HandleFinder;
+use super::handles::{AT_ONCE, HandleFinder};
 use super::walk::{Walker, components, open_at, reached};
 use crate::config::{MigrationOnError, Negotiate};
 use crate::worker::fs::inodes::{Identity, Inode as Node};
@@ -253,11 +253,21 @@ impl Restorer<'_> {
         }
         let finder = HandleFinder::new(self.fs, state).map_err(RestoreError::Share)?;
         let mut left = Vec::new();
-        for (inode, handle) in wanted {
-            match finder.open(handle) {
-                Err(Why::NoFile) => left.push((inode, handle)),
-                result => self.take(inode, result)?,
+        let mut wanted = wanted.as_slice();
+        while !wanted.is_empty() {
+            // Room for the fds that come; where there is none, the inode says so that takes one.
+            let _ = self.fs.keeper.make_room();
+            let seats = self.fs.keeper.reserve(AT_ONCE.min(wanted.len()));
+            let (now, later) = wanted.split_at(seats.len().max(1));
+            let results = finder.open(now);
+            drop(seats);
+            for ((inode, handle), result) in now.iter().zip(results) {
+                match result {
+                    Err(Why::NoFile) => left.push((*inode, *handle)),
+                    result => self.take(inode, result)?,
+                }
             }
+            wanted = later;
         }
         finder.walk(left, |inode, result| self.take(inode, result))
     }
