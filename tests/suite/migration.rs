@@ -14,12 +14,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tests::bounded::bounded;
 use tests::daemon::DaemonCommand;
 use tests::frontend::DeviceConfig;
 use tests::fuse::Session;
 use tests::fuse::session::Left;
-use tests::fuse::wire::ROOT;
+use tests::fuse::wire::{self, ROOT};
 use tests::peers::{Implementation, UpstreamVersion};
 use tests::share::Share;
 
@@ -284,6 +285,66 @@ fn by_handles_from_ours_to_1_14() {
 #[test]
 fn by_handles_from_1_14_to_ours() {
     there(&V1_14, &OURS, Mode::FileHandles);
+}
+
+/// A stream's reference counts have one for each inode that is named in the directory, which its reader gives up again:
+/// afterwards the guest has as many references as before, and the last one it forgets is the last one.
+#[test]
+fn references_are_counted_exactly() {
+    let pairs = [(OURS, OURS), (OURS, V1_13), (V1_13, OURS), (OURS, V1_14), (V1_14, OURS)];
+    for (source, destination) in &pairs {
+        bounded(LIMIT, || {
+            let share = Share::new();
+            furnish(&share);
+            let mode = Mode::FindPaths;
+            let mut session = Session::start(command(source, &share, mode), DeviceConfig::default());
+            let client = session.client();
+            let dir = client.lookup(ROOT, "dir").unwrap().nodeid;
+            assert_eq!(client.lookup(ROOT, "dir").unwrap().nodeid, dir);
+            let sub = client.lookup(dir, "sub").unwrap().nodeid;
+            let files = [0; 3].map(|_| client.lookup(sub, "file").unwrap().nodeid);
+            let moves = client.lookup(dir, "moves").unwrap().nodeid;
+            session.with_queues(|device, queues| device.start_log(queues)).unwrap();
+            let (mut session, _source) = migrate(session, command(destination, &share, mode));
+            let client = session.client();
+            for (node, references) in [(files[0], 3), (moves, 1), (sub, 1), (dir, 2)] {
+                client.forget(node, references - 1);
+                let known = client.getattr(node, None);
+                assert!(known.is_ok(), "{destination:?}: {node} has lost a reference: {known:?}");
+                client.forget(node, 1);
+                let known = client.getattr(node, None);
+                assert_eq!(known.err(), Some(Errno::EBADF), "{destination:?}: {node} has one too many");
+            }
+            // The root has none that the guest can give up.
+            client.getattr(ROOT, None).unwrap();
+            assert!(session.finish().0.success());
+        });
+    }
+}
+
+/// RESET_DEVICE: a guest that is booted anew begins with nothing, also after a migration.
+#[test]
+fn a_reset_forgets_the_guest() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        furnish(&share);
+        let ours = || command(&OURS, &share, Mode::FindPaths);
+        let mut session = Session::start(ours(), DeviceConfig::default());
+        let client = session.client();
+        let file = client.walk("dir/sub/file").unwrap().nodeid;
+        let fh = client.open(file, libc::O_RDONLY).unwrap().fh;
+        let (mut session, _source) = migrate(session, ours());
+        assert_eq!(session.client().read(file, fh, 0, 10).unwrap(), b"file");
+        let bases = session.device.stop().unwrap();
+        session.device.reset().unwrap();
+        session.with_queues(|device, queues| device.start_at(queues, &bases)).unwrap();
+        let client = session.client();
+        client.init(wire::init::GUEST).unwrap();
+        assert_eq!(client.getattr(file, None), Err(Errno::EBADF));
+        assert_eq!(client.read(file, fh, 0, 10), Err(Errno::EBADF));
+        client.walk("dir/sub/file").unwrap();
+        assert!(session.finish().0.success());
+    });
 }
 
 /// A stream of version 1, which upstream wrote before 1.13, has no paths of mounts and is otherwise the same.

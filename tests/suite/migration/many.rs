@@ -143,7 +143,7 @@ fn many(count: usize, mode: Mode, share: &Share) {
 fn many_inodes_while_the_guest_goes_on() {
     let count = std::env::var("VIRTIOFSD_TEST_INODES").map_or(30_000, |text| text.parse().unwrap());
     bounded(LIMIT + Duration::from_millis(2 * count as u64), || {
-        let share = Share::new();
+        let share = Share::on_own_file_system(count);
         furnish(&share, count);
         many(count, Mode::FindPaths, &share);
         many(count, Mode::FileHandles, &share);
@@ -155,7 +155,7 @@ fn many_inodes_while_the_guest_goes_on() {
 fn a_preparation_is_cancelled_at_once() {
     const FILES: usize = 30_000;
     bounded(LIMIT, || {
-        let share = Share::new();
+        let share = Share::on_own_file_system(FILES);
         furnish(&share, FILES);
         let daemon = command(&OURS, &share, Mode::FindPaths).args(["--rlimit-nofile=512"]);
         let mut session = Session::start(daemon, DeviceConfig::default());
