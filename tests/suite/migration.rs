@@ -337,7 +337,12 @@ fn a_reset_forgets_the_guest() {
         assert_eq!(session.client().read(file, fh, 0, 10).unwrap(), b"file");
         let bases = session.device.stop().unwrap();
         session.device.reset().unwrap();
-        session.with_queues(|device, queues| device.start_at(queues, &bases)).unwrap();
+        session.with_queues(|device, queues| {
+            for region in device.memory().regions().to_vec() {
+                device.remove_region(&region).unwrap();
+            }
+            device.start_at(queues, &bases).unwrap();
+        });
         let client = session.client();
         client.init(wire::init::GUEST).unwrap();
         assert_eq!(client.getattr(file, None), Err(Errno::EBADF));
