@@ -287,11 +287,17 @@ impl Keeper {
         drop(before);
     }
 
-    /// The inode's fd, opened again if it is cold.
+    /// The inode's fd, opened again if it is cold, together with those of its `neighbours`, cold ones that will be
+    /// needed soon.
     ///
     /// # Errors
     /// ESTALE when the file of a cold inode is gone; EMFILE, ENFILE.
-    pub fn hold<'a>(&self, inode: &'a Arc<Inode>) -> Result<InodeFd<'a>> {
+    pub fn hold<'a>(
+        &self,
+        inode: &'a Arc<Inode>,
+        neighbours: impl FnOnce() -> Vec<Arc<Inode>>,
+    ) -> Result<InodeFd<'a>> {
+        let mut neighbours = Some(neighbours);
         // An inode that is sealed again each time it is opened would need a limit of hot inodes of nearly zero.
         for _ in 0..16 {
             if let Some(fd) = inode.residence.fd() {
@@ -299,6 +305,13 @@ impl Keeper {
                     inode.used.store(true, Ordering::Relaxed);
                 }
                 return Ok(fd);
+            }
+            if let Some(mut others) = neighbours.take().map(|neighbours| neighbours())
+                && !others.is_empty()
+            {
+                others.insert(0, Arc::clone(inode));
+                self.prefetch(&others);
+                continue;
             }
             self.reopen(inode)?;
         }

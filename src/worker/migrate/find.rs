@@ -31,6 +31,7 @@ const MAX_DEPTH: usize = 1024;
 /// When the root of the share can't be read; an inode that is not found is no error.
 pub fn find_places(fs: &FileSystem, cancelled: &AtomicBool) -> Result<()> {
     let wanted: Vec<_> = fs.inodes.all().into_iter().filter(|inode| is_wanted(fs, inode)).collect();
+    fs.tracker.expect(wanted.len());
     let (hot, cold): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|inode| inode.residence.is_hot());
     by_link(fs, &hot, cancelled)?;
     if cold.len() <= MAX_REOPENED {

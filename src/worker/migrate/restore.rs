@@ -8,7 +8,7 @@
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -290,7 +290,7 @@ impl Restorer<'_> {
                 let result = components(filename.as_bytes())
                     .and_then(|names| {
                         let directory = self.fs.fd(&directory)?;
-                        open_below(self.fs, directory.as_fd().try_clone_to_owned(), &names)
+                        open_below(self.fs, directory.as_fd(), &names)
                     })
                     .map_err(Why::Kernel);
                 self.take(inode, result)?;
@@ -465,10 +465,13 @@ pub(super) fn open_path(fs: &FileSystem, walker: &mut Walker<'_>, path: &str) ->
     }
 }
 
-/// An `O_PATH` fd of a path below a directory.
-fn open_below(fs: &FileSystem, from: std::io::Result<OwnedFd>, names: &[CString]) -> sys::Result<OwnedFd> {
-    let mut at = from.map_err(|_| Errno::last())?;
-    for name in names {
+/// An `O_PATH` fd of a path below a directory, or of the directory itself.
+fn open_below(fs: &FileSystem, from: BorrowedFd<'_>, names: &[CString]) -> sys::Result<OwnedFd> {
+    let Some((first, others)) = names.split_first() else {
+        return from.try_clone_to_owned().map_err(|_| Errno::last());
+    };
+    let mut at = open_at(fs, from, first, 0)?;
+    for name in others {
         at = open_at(fs, at.as_fd(), name, 0)?;
     }
     Ok(at)
