@@ -73,9 +73,13 @@ pub fn requests() -> impl Strategy<Value = ToBroker> {
             .prop_map(|reports| ToBroker::Confined(List::new(reports).unwrap())),
         Just(ToBroker::Attached),
         Just(ToBroker::Seal),
-        forged_handles().prop_map(ToBroker::Reopen),
-        forged_handles()
-            .prop_map(|SealedHandle { mount, handle, .. }| ToBroker::Admit(Admit { mount, handle })),
+        // None is no forgery.
+        prop::collection::vec(forged_handles(), 1..6)
+            .prop_map(|forged| ToBroker::Reopen(List::new(forged).unwrap())),
+        (any::<u32>(), prop::collection::vec(forged_handles(), 0..6)).prop_map(|(mount, forged)| {
+            let handles = forged.into_iter().map(|forged| forged.handle).collect();
+            ToBroker::Admit(Admit { mount: mount % 4, handles: List::new(handles).unwrap() })
+        }),
         devices().prop_map(ToBroker::MakeDevice),
         xattrs().prop_map(ToBroker::TrustedXattr),
     ]

@@ -104,8 +104,14 @@ mod tests {
         bytes.extend(u64::MAX.to_le_bytes());
         let error = decode::<ToBroker>(&bytes).unwrap_err().to_string();
         assert!(error.contains("not within 0..=32"), "{error}");
-        // Reopen: variant 3, mount, type, then the handle's length: 129 bytes that are there.
+        // Reopen: variant 3, then the number of handles.
         let mut bytes = 3u32.to_le_bytes().to_vec();
+        bytes.extend(254u64.to_le_bytes());
+        let error = decode::<ToBroker>(&bytes).unwrap_err().to_string();
+        assert!(error.contains("not within 0..=253"), "{error}");
+        // One handle: mount, type, then the handle's length: 129 bytes that are there.
+        let mut bytes = 3u32.to_le_bytes().to_vec();
+        bytes.extend(1u64.to_le_bytes());
         bytes.extend([0; 8]);
         bytes.extend(129u64.to_le_bytes());
         bytes.extend([0; 129 + 16]);
@@ -114,12 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_replies_fit() {
+    fn the_largest_messages_fit() {
         use crate::protocol::bounded::{Bytes, List};
         use crate::protocol::handle::MAX_HANDLE_BYTES;
         use crate::protocol::{FileHandle, MAX_FDS, SealedHandle};
         let handle = FileHandle { handle_type: -1, bytes: Bytes::new(&[7; MAX_HANDLE_BYTES]).unwrap() };
         let sealed = SealedHandle { mount: u32::MAX, handle, mac: [9; 16] };
+        let request = ToBroker::Reopen(List::new(vec![sealed.clone(); MAX_FDS]).unwrap());
+        assert_eq!(decode::<ToBroker>(&encoded(&request)).unwrap(), request);
         let reply = ToWorker::Sealed(List::new(vec![Ok(sealed); MAX_FDS]).unwrap());
         assert_eq!(decode::<ToWorker>(&encoded(&reply)).unwrap(), reply);
         let reply = ToWorker::TrustedXattr(Ok(XattrReply::Value(Bytes::new(&[1; 65536]).unwrap())));

@@ -36,11 +36,12 @@ pub enum ToWorker {
     Start(Box<Start>),
     /// Reply to [`ToBroker::Seal`]: one result for each of its fds, in their order.
     Sealed(List<Result<SealedHandle, Errno>, MAX_FDS>),
-    /// Reply to [`ToBroker::Reopen`]: with `Ok` comes one `O_PATH` fd. `ESTALE` when the file is gone.
-    Reopened(Result<(), Errno>),
-    /// Reply to [`ToBroker::Admit`]: with `Ok` comes one `O_PATH` fd. `ESTALE` when the handle leads to no file that
-    /// is proven to lie in the share.
-    Admitted(Result<(), Errno>),
+    /// Reply to [`ToBroker::Reopen`]: one result for each of its handles, in their order, and with each `Ok` one
+    /// `O_PATH` fd. `ESTALE` when the file is gone.
+    Reopened(List<Result<(), Errno>, MAX_FDS>),
+    /// Reply to [`ToBroker::Admit`]: one result for each of its handles, in their order, and with each `Ok` one
+    /// `O_PATH` fd. `ESTALE` when the handle leads to no file that is proven to lie in the share.
+    Admitted(List<Result<(), Errno>, MAX_FDS>),
     /// Reply to [`ToBroker::MakeDevice`].
     DeviceMade(Result<(), Errno>),
     /// Reply to [`ToBroker::TrustedXattr`].
@@ -57,9 +58,9 @@ pub enum ToBroker {
     Attached,
     /// Seal the files of the 1–253 fds that come with it (of any access mode, usually `O_PATH`).
     Seal,
-    /// Open the file of this handle.
-    Reopen(SealedHandle),
-    /// Open a file handle that a migration stream had.
+    /// Open the files of these handles: as many as one reply has room for fds.
+    Reopen(List<SealedHandle, MAX_FDS>),
+    /// Open file handles that a migration stream had: as many as one reply has room for fds.
     Admit(Admit),
     /// Make a device node in the directory whose fd comes with it.
     MakeDevice(MakeDevice),
@@ -294,13 +295,13 @@ pub struct MakeDevice {
     pub gid: u32,
 }
 
-/// A file handle of a migration stream, which anybody may have made up.
+/// File handles of a migration stream, which anybody may have made up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admit {
-    /// The mount to open it on, as in a [`SealedHandle`] of a file there.
+    /// The mount to open them on, as in a [`SealedHandle`] of a file there.
     pub mount: u32,
-    /// The handle.
-    pub handle: FileHandle,
+    /// The handles.
+    pub handles: List<FileHandle, MAX_FDS>,
 }
 
 /// What to do with a `trusted.*` attribute (`--modcaps=+sys_admin`).

@@ -141,27 +141,63 @@ impl BrokerClient {
     /// # Errors
     /// [`BrokerClientError::Refused`] with `ESTALE` when the file is gone; when the channel fails.
     pub fn reopen(&self, sealed: &SealedHandle) -> Result<OwnedFd, BrokerClientError> {
-        let (reply, mut fds) = self.ask(&ToBroker::Reopen(sealed.clone()), &[])?;
-        match (reply, fds.pop(), fds.pop()) {
-            (ToWorker::Reopened(Ok(())), Some(fd), None) => Ok(fd),
-            (ToWorker::Reopened(Err(errno)), None, None) => Err(BrokerClientError::Refused(errno)),
+        match self.reopen_all(vec![sealed.clone()])?.pop() {
+            Some(result) => result.map_err(BrokerClientError::Refused),
+            None => self.wrong_reply(),
+        }
+    }
+
+    /// Opens up to 253 sealed files again, as `O_PATH` fds on the mounts that they were sealed on; one result each, in
+    /// their order. `ESTALE`: the file is gone. The caller sees to it that there is room for as many fds: a reply
+    /// whose fds don't fit breaks the channel.
+    ///
+    /// # Errors
+    /// When the channel fails, or there are more.
+    pub fn reopen_all(
+        &self,
+        sealed: Vec<SealedHandle>,
+    ) -> Result<Vec<Result<OwnedFd, Errno>>, BrokerClientError> {
+        let number = sealed.len();
+        let sealed = List::new(sealed).map_err(|_| BrokerClientError::TooMuch("sealed handles"))?;
+        match self.ask(&ToBroker::Reopen(sealed), &[])? {
+            (ToWorker::Reopened(results), fds) => self.each(number, results, fds),
             _ => self.wrong_reply(),
         }
     }
 
-    /// Opens a file handle of a migration stream, as an `O_PATH` fd, on the mount of this number (as in a
-    /// [`SealedHandle`]).
+    /// Opens up to 253 file handles of a migration stream, as `O_PATH` fds, on the mount of this number (as in a
+    /// [`SealedHandle`]); one result each, in their order. `ESTALE`: the file is gone or not known to lie in the share.
+    /// As with [`BrokerClient::reopen_all`], there must be room for the fds.
     ///
     /// # Errors
-    /// [`BrokerClientError::Refused`] with `ESTALE` when the file is gone or not known to lie in the share; when the
-    /// channel fails.
-    pub fn admit(&self, mount: u32, handle: FileHandle) -> Result<OwnedFd, BrokerClientError> {
-        let (reply, mut fds) = self.ask(&ToBroker::Admit(Admit { mount, handle }), &[])?;
-        match (reply, fds.pop(), fds.pop()) {
-            (ToWorker::Admitted(Ok(())), Some(fd), None) => Ok(fd),
-            (ToWorker::Admitted(Err(errno)), None, None) => Err(BrokerClientError::Refused(errno)),
+    /// When the channel fails, or there are more.
+    pub fn admit(
+        &self,
+        mount: u32,
+        handles: Vec<FileHandle>,
+    ) -> Result<Vec<Result<OwnedFd, Errno>>, BrokerClientError> {
+        let number = handles.len();
+        let handles = List::new(handles).map_err(|_| BrokerClientError::TooMuch("file handles"))?;
+        match self.ask(&ToBroker::Admit(Admit { mount, handles }), &[])? {
+            (ToWorker::Admitted(results), fds) => self.each(number, results, fds),
             _ => self.wrong_reply(),
         }
+    }
+
+    /// The results of `number` files that were to be opened, each with its fd.
+    fn each(
+        &self,
+        number: usize,
+        results: List<Result<(), Errno>, MAX_FDS>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Vec<Result<OwnedFd, Errno>>, BrokerClientError> {
+        let opened = results.as_slice().iter().filter(|result| result.is_ok()).count();
+        if results.as_slice().len() != number || fds.len() != opened {
+            return self.wrong_reply();
+        }
+        let mut fds = fds.into_iter();
+        let each = results.into_vec().into_iter();
+        Ok(each.filter_map(|result| result.map(|()| fds.next()).transpose()).collect())
     }
 
     /// Makes a device node in `directory` (an fd of any access mode).

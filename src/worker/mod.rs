@@ -14,6 +14,7 @@ mod dispatch;
 pub mod fs;
 pub mod fuse;
 pub mod log;
+mod lookahead;
 pub mod migrate;
 mod pace;
 mod pool;

@@ -19,6 +19,7 @@ use super::buffers::{ChainError, Scratch};
 use super::deferred::Deferred;
 use super::device::{AtomicMemory, Memory};
 use super::fs::{FileSystem, Thread, Wait};
+use super::lookahead;
 use super::pace::{Pace, Turn};
 use super::pool::{InFlight, Pool};
 use super::recorder::Recorder;
@@ -229,6 +230,9 @@ impl Queue {
         let number = chains.len();
         if let Some(recorder) = local.server.recorder() {
             recorder.taken(number);
+        }
+        if number > 1 && self.fs.has_cold_inodes() {
+            lookahead::prefetch(&self.fs, memory, &chains);
         }
         let mut chains = chains.into_iter();
         let mut held_back = 0;

@@ -325,8 +325,10 @@ impl Guest {
     pub fn try_migrate(&mut self, target: &mut Self) -> Result<(), GuestError> {
         let uri = format!("unix:{}", target.dir.path().join("migration").display());
         target.monitor("migrate-incoming", &json!({ "uri": uri }))?;
-        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
-        self.monitor("migrate-set-capabilities", &events)?;
+        // With a return path the source waits for the destination's word, and goes on if that is "no".
+        let on = |name: &str| json!({ "capability": name, "state": true });
+        let capabilities = json!({ "capabilities": [on("events"), on("return-path")] });
+        self.monitor("migrate-set-capabilities", &capabilities)?;
         self.monitor("migrate", &json!({ "uri": uri }))?;
         let dir = &self.dir;
         let status = self.qmp.migration_end(MIGRATION_TIMEOUT, &|| qemu::log(dir))?;

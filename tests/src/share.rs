@@ -1,10 +1,13 @@
 //! Temporary directories: the shares that daemons serve, mount points and socket directories. Each is removed
 //! with all its contents when its owner is dropped, also when the test panics.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::mount::{MntFlags, umount2};
 
 use crate::paths;
 
@@ -70,6 +73,8 @@ fn remove_tree(path: &Path, device: u64) -> io::Result<()> {
 /// A directory to be served, with helpers to look at it from the host's side.
 #[derive(Debug)]
 pub struct Share {
+    /// Unmounted before the directory is removed.
+    _mount: Option<OwnFileSystem>,
     dir: TempDir,
 }
 
@@ -84,7 +89,16 @@ impl Share {
     pub fn new() -> Share {
         let dir = TempDir::on_disk();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("chmod of an own directory");
-        Share { dir }
+        Share { _mount: None, dir }
+    }
+
+    /// An empty share on a new ext4 that has room for so many small files: making them takes the same time whatever
+    /// else happens on the disk, and removing them takes none.
+    pub fn on_own_file_system(files: usize) -> Share {
+        let dir = TempDir::on_disk();
+        let mount = OwnFileSystem::new(dir.path(), files).unwrap_or_else(|e| panic!("{e}"));
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("chmod of an own directory");
+        Share { _mount: Some(mount), dir }
     }
 
     /// Its path on the host.
@@ -110,4 +124,37 @@ impl Share {
         let path = self.join(name);
         fs::read(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()))
     }
+}
+
+/// A file system in a file that is gone already, mounted on a directory.
+#[derive(Debug)]
+struct OwnFileSystem(PathBuf);
+
+impl OwnFileSystem {
+    fn new(on: &Path, files: usize) -> io::Result<OwnFileSystem> {
+        let image = on.with_extension("ext4");
+        File::create_new(&image)?.set_len((1 << 30) + files as u64 * 1024)?;
+        let mut mkfs = Command::new("mkfs.ext4");
+        // Contents of some bytes lie in the inodes.
+        mkfs.args(["-q", "-F", "-O", "inline_data", "-N", &(files + files / 50 + 1000).to_string()]);
+        let made = succeed(mkfs.arg(&image))
+            .and_then(|()| succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(on)));
+        // From now on the loop device keeps it.
+        fs::remove_file(&image)?;
+        made.map(|()| OwnFileSystem(on.to_owned()))
+    }
+}
+
+impl Drop for OwnFileSystem {
+    fn drop(&mut self) {
+        // Daemons that were just killed may still have their copies of it.
+        if let Err(e) = umount2(&self.0, MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {e}", self.0.display());
+        }
+    }
+}
+
+fn succeed(command: &mut Command) -> io::Result<()> {
+    let status = command.status().map_err(|e| io::Error::new(e.kind(), format!("{command:?}: {e}")))?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("{command:?}: {status}"))) }
 }

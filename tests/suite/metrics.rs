@@ -14,9 +14,10 @@ use tests::bounded::bounded;
 use tests::daemon::{DaemonCommand, PATIENCE};
 use tests::frontend::DeviceConfig;
 use tests::fuse::Session;
-use tests::fuse::wire::ROOT;
+use tests::fuse::wire::{self, ROOT, opcode};
 use tests::peers::Implementation;
 use tests::share::{Share, TempDir};
+use zerocopy::IntoBytes;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -222,6 +223,51 @@ fn the_exporter_has_no_privilege_and_may_die() {
         client.getattr(ROOT, None).unwrap();
         let (status, stderr) = watched.session.finish();
         assert!(status.success() && stderr.contains("the process that shows metrics"), "{status}\n{stderr}");
+    });
+}
+
+/// Inodes without an fd get theirs together: those of the requests that are in the queue, and those that come next where
+/// somebody goes through them in order. Each costs the broker a request otherwise.
+#[test]
+fn cold_inodes_are_opened_together() {
+    const FILES: usize = 2000;
+    const DEPTH: usize = 16;
+    bounded(LIMIT, || {
+        let share = Share::new();
+        for file in 0..FILES {
+            share.write(file.to_string(), file.to_string());
+        }
+        let mut watched = Watched::start(&share, &["--rlimit-nofile=512"]);
+        let reopened = |watched: &Watched| {
+            let samples = parse(&watched.metrics());
+            samples.get("virtiofsd_broker_requests_total{kind=\"Reopen\"}").copied().unwrap_or(0.0) as usize
+        };
+        let client = watched.session.client();
+        let nodes: Vec<u64> =
+            (0..FILES).map(|file| client.lookup(ROOT, file.to_string()).unwrap().nodeid).collect();
+        let at_first = reopened(&watched);
+        // One after another, in order.
+        let client = watched.session.client();
+        for (file, node) in nodes.iter().enumerate() {
+            assert_eq!(client.getattr(*node, None).unwrap().attr.size, file.to_string().len() as u64);
+        }
+        let in_order = reopened(&watched);
+        // Several at a time, all over.
+        let client = watched.session.client();
+        let order: Vec<u64> = (0..FILES).map(|n| nodes[n * 771 % FILES]).collect();
+        for some in order.chunks(DEPTH) {
+            let (body, room) = (wire::GetAttrIn::default(), size_of::<wire::AttrOut>());
+            for node in some {
+                client.enqueue(opcode::GETATTR, *node, body.as_bytes(), room);
+            }
+            client.queue_mut().flush();
+            some.iter().for_each(|_| drop(client.collect_body().1.unwrap()));
+        }
+        let all_over = reopened(&watched);
+        let (in_order, all_over) = (in_order - at_first, all_over - in_order);
+        assert!((1..FILES / 16).contains(&in_order), "{in_order} requests for {FILES} inodes in order");
+        assert!((1..FILES / 2).contains(&all_over), "{all_over} requests for {FILES} inodes all over");
+        assert!(watched.session.finish().0.success());
     });
 }
 

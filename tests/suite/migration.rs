@@ -1,24 +1,28 @@
 //! Live migration between daemons, ours and upstream's, through the in-process front end: a guest that goes on at
 //! another daemon with the nodes and handles that it has; and streams that no daemon made.
 
+#[path = "migration/hostile.rs"]
+mod hostile;
+#[path = "migration/losses.rs"]
+mod losses;
+#[path = "migration/many.rs"]
+mod many;
+#[path = "migration/memory.rs"]
+mod memory;
+
 use std::collections::BTreeSet;
-use std::ffi::CString;
 use std::fs;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
-use nix::sys::signal::Signal;
 use tests::bounded::bounded;
-use tests::daemon::{DaemonCommand, PATIENCE};
-use tests::frontend::{Device, DeviceConfig, Error};
+use tests::daemon::DaemonCommand;
+use tests::frontend::DeviceConfig;
 use tests::fuse::Session;
-use tests::fuse::session::{Left, Refused};
-use tests::fuse::wire::ROOT;
+use tests::fuse::session::Left;
+use tests::fuse::wire::{self, ROOT};
 use tests::peers::{Implementation, UpstreamVersion};
-use tests::share::{Share, TempDir};
-use virtiofsd::worker::migrate::format::{self, DeviceState, FileHandle, Inode, InodeLocation};
+use tests::share::Share;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const OURS: Implementation = Implementation::Ours;
@@ -283,263 +287,68 @@ fn by_handles_from_1_14_to_ours() {
     there(&V1_14, &OURS, Mode::FileHandles);
 }
 
-/// A guest that opened `name`, which was removed then: no path leads there.
-fn with_a_lost_file(share: &Share, arguments: &[&str]) -> (Session, (u64, u64), (u64, u64)) {
-    share.write("lost", "lost");
-    share.write("kept", "kept");
-    let source = DaemonCommand::serving(&OURS, share.path()).args(arguments);
-    let mut session = Session::start(source, DeviceConfig::default());
-    let client = session.client();
-    let [lost, kept] = ["lost", "kept"].map(|name| {
-        let node = client.lookup(ROOT, name).unwrap().nodeid;
-        (node, client.open(node, libc::O_RDWR).unwrap().fh)
-    });
-    client.unlink(ROOT, "lost").unwrap();
-    (session, lost, kept)
-}
-
+/// A stream's reference counts have one for each inode that is named in the directory, which its reader gives up again:
+/// afterwards the guest has as many references as before, and the last one it forgets is the last one.
 #[test]
-fn abort_leaves_the_source_as_it_is() {
-    bounded(LIMIT, || {
-        let share = Share::new();
-        let (mut session, lost, kept) = with_a_lost_file(&share, &[]);
-        session.with_queues(|device, queues| device.start_log(queues)).unwrap();
-        let (state, bases) = session.save().unwrap();
-        let destination = DaemonCommand::serving(&OURS, share.path()).start();
-        let refused = session.load(destination, DeviceConfig::default(), &state, &bases).unwrap_err();
-        let Refused { mut session, mut destination, .. } = *refused;
-        destination.wait(PATIENCE);
-        let said = destination.stderr();
-        let node = format!("inode {} ", lost.0);
-        assert!(said.contains(&node) && said.contains("--migration-on-error=abort"), "{said}");
-        // The guest goes on at the source.
-        session.with_queues(|device, queues| device.resume(queues, &bases)).unwrap();
-        session.with_queues(|device, queues| device.stop_log(queues)).unwrap();
-        let client = session.client();
-        assert_eq!(client.read(lost.0, lost.1, 0, 10).unwrap(), b"lost");
-        assert_eq!(client.read(kept.0, kept.1, 0, 10).unwrap(), b"kept");
-        // And can try again.
-        session.with_queues(|device, queues| device.start_log(queues)).unwrap();
-        let destination = DaemonCommand::serving(&OURS, share.path());
-        let (mut session, _source) = migrate(session, destination.args(["--migration-on-error=guest-error"]));
-        let client = session.client();
-        assert_eq!(client.read(kept.0, kept.1, 0, 10).unwrap(), b"kept");
-        assert_eq!(client.getattr(lost.0, None), Err(Errno::ESTALE));
-        assert_eq!(client.read(lost.0, lost.1, 0, 10), Err(Errno::EBADF));
-        client.forget(lost.0, 1);
-        assert!(session.finish().0.success());
-    });
-}
-
-#[test]
-fn a_snapshot_is_restored_later() {
-    bounded(LIMIT, || {
-        let share = Share::new();
-        furnish(&share);
-        let source = command(&OURS, &share, Mode::FindPaths).args(["--migration-confirm-paths"]);
-        let mut session = Session::start(source, DeviceConfig::default());
-        let guest = live(&mut session);
-        let (state, bases) = session.save().unwrap();
-        // The source is gone before the guest goes on.
-        assert_eq!(session.daemon.stop(Signal::SIGTERM).code(), Some(1));
-        let destination = command(&OURS, &share, Mode::FindPaths).args(["--migration-on-error=guest-error"]);
-        let loaded = session.load(destination.start(), DeviceConfig::default(), &state, &bases);
-        let (mut session, _) = loaded.unwrap_or_else(|no| panic!("{}", no.destination.stderr()));
-        check(&mut session, &share, &guest, Mode::FindPaths);
-        assert!(session.finish().0.success());
-    });
-}
-
-#[test]
-fn verification_finds_a_replaced_file() {
-    bounded(LIMIT, || {
-        let share = Share::new();
-        share.write("same", "same");
-        share.write("replaced", "before");
-        let source = command(&OURS, &share, Mode::FindPaths).args(["--migration-verify-handles"]);
-        let mut session = Session::start(source, DeviceConfig::default());
-        let same = session.client().lookup(ROOT, "same").unwrap().nodeid;
-        let replaced = session.client().lookup(ROOT, "replaced").unwrap().nodeid;
-        let (state, bases) = session.save().unwrap();
-        share.write("other", "after");
-        fs::rename(share.join("other"), share.join("replaced")).unwrap();
-        let destination = command(&OURS, &share, Mode::FindPaths).args(["--migration-on-error=guest-error"]);
-        let loaded = session.load(destination.start(), DeviceConfig::default(), &state, &bases);
-        let (mut session, _) = loaded.unwrap_or_else(|no| panic!("{}", no.destination.stderr()));
-        assert_eq!(session.client().getattr(same, None).unwrap().attr.size, 4);
-        assert_eq!(session.client().getattr(replaced, None), Err(Errno::ESTALE));
-    });
-}
-
-#[test]
-fn cold_inodes_and_submounts_come_along() {
-    for mode in [Mode::FindPaths, Mode::FileHandles] {
+fn references_are_counted_exactly() {
+    let pairs = [(OURS, OURS), (OURS, V1_13), (V1_13, OURS), (OURS, V1_14), (V1_14, OURS)];
+    for (source, destination) in &pairs {
         bounded(LIMIT, || {
-            const FILES: usize = 3000;
             let share = Share::new();
-            fs::create_dir(share.join("mount")).unwrap();
-            let tmpfs: Option<&str> = Some("tmpfs");
-            mount(tmpfs, &share.join("mount"), tmpfs, MsFlags::empty(), None::<&str>).unwrap();
-            for file in 0..FILES {
-                share.write(format!("files/{file}"), file.to_string());
-            }
-            share.write("mount/inner", "inner");
-            let small = |daemon| command(daemon, &share, mode).args(["--rlimit-nofile=512"]);
-            let mut session = Session::start(small(&OURS), DeviceConfig::default());
+            furnish(&share);
+            let mode = Mode::FindPaths;
+            let mut session = Session::start(command(source, &share, mode), DeviceConfig::default());
             let client = session.client();
-            let inner = client.walk("mount/inner").unwrap();
-            let files = client.lookup(ROOT, "files").unwrap().nodeid;
-            let nodes: Vec<(u64, u64)> = (0..FILES)
-                .map(|file| client.lookup(files, file.to_string()).unwrap())
-                .map(|entry| (entry.nodeid, entry.attr.ino))
-                .collect();
-            let (mut session, _source) = migrate(session, small(&OURS));
+            let dir = client.lookup(ROOT, "dir").unwrap().nodeid;
+            assert_eq!(client.lookup(ROOT, "dir").unwrap().nodeid, dir);
+            let sub = client.lookup(dir, "sub").unwrap().nodeid;
+            let files = [0; 3].map(|_| client.lookup(sub, "file").unwrap().nodeid);
+            let moves = client.lookup(dir, "moves").unwrap().nodeid;
+            session.with_queues(|device, queues| device.start_log(queues)).unwrap();
+            let (mut session, _source) = migrate(session, command(destination, &share, mode));
             let client = session.client();
-            for (file, (node, ino)) in nodes.iter().enumerate() {
-                assert_eq!(client.getattr(*node, None).unwrap().attr.ino, *ino);
-                if file % 100 == 0 {
-                    let fh = client.open(*node, libc::O_RDONLY).unwrap().fh;
-                    assert_eq!(client.read(*node, fh, 0, 10).unwrap(), file.to_string().as_bytes());
-                    client.release(*node, fh).unwrap();
-                }
+            for (node, references) in [(files[0], 3), (moves, 1), (sub, 1), (dir, 2)] {
+                client.forget(node, references - 1);
+                let known = client.getattr(node, None);
+                assert!(known.is_ok(), "{destination:?}: {node} has lost a reference: {known:?}");
+                client.forget(node, 1);
+                let known = client.getattr(node, None);
+                assert_eq!(known.err(), Some(Errno::EBADF), "{destination:?}: {node} has one too many");
             }
-            let attr = client.getattr(inner.nodeid, None).unwrap().attr;
-            assert_eq!((attr.ino, attr.size), (inner.attr.ino, 5));
+            // The root has none that the guest can give up.
+            client.getattr(ROOT, None).unwrap();
             assert!(session.finish().0.success());
-            nix::mount::umount(&share.join("mount")).unwrap();
         });
     }
 }
 
-/// Streams that somebody made up: nothing outside the share, and no harm.
+/// RESET_DEVICE: a guest that is booted anew begins with nothing, also after a migration.
 #[test]
-fn a_hostile_stream_reaches_nothing_outside() {
+fn a_reset_forgets_the_guest() {
     bounded(LIMIT, || {
-        let outside = TempDir::on_disk();
-        fs::write(outside.path().join("secret"), "secret").unwrap();
-        let share = Share::new();
-        share.write("dir/file", "file");
-        std::os::unix::fs::symlink(outside.path(), share.join("link")).unwrap();
-        let location = |id, location| Inode { id, refcount: 1, location, file_handle: None };
-        let path = |path: &str| InodeLocation::FullPath { filename: path.to_owned() };
-        let handle = |path: &Path| InodeLocation::FileHandle { handle: handle_of(path) };
-        let state = DeviceState {
-            inodes: vec![
-                location(1, InodeLocation::RootNode),
-                location(2, path("link/secret")),
-                location(3, path("link/.")),
-                location(4, InodeLocation::Path { parent: 5, filename: "secret".to_owned() }),
-                // One reference of the guest, one for the inode that claims to be in it.
-                Inode { refcount: 2, ..location(5, path("link")) },
-                location(6, handle(&outside.path().join("secret"))),
-                location(7, handle(outside.path())),
-                location(8, handle(outside.path().parent().unwrap())),
-                location(9, handle(&share.join("dir/file"))),
-                location(10, handle(&share.join("dir"))),
-                location(11, InodeLocation::Path { parent: 12, filename: "a".to_owned() }),
-                location(12, InodeLocation::Path { parent: 11, filename: "a".to_owned() }),
-            ],
-            next_inode: 1,
-            mount_paths: [(0, ".".to_owned())].into(),
-            ..DeviceState::default()
-        };
-        let mut bytes = Vec::new();
-        format::write(&state, &mut bytes).unwrap();
-        let session = Session::start(command(&OURS, &share, Mode::FindPaths), DeviceConfig::default());
-        let destination = command(&OURS, &share, Mode::FindPaths).args(["--migration-on-error=guest-error"]);
-        let bases = session.device.stop().unwrap();
-        let loaded = session.load(destination.start(), DeviceConfig::default(), &bytes, &bases);
-        let (mut session, _) = loaded.unwrap_or_else(|no| panic!("{}", no.destination.stderr()));
-        let client = session.client();
-        for node in [2, 4, 6, 7, 8, 11, 12] {
-            assert!(client.getattr(node, None).is_err(), "node {node}");
-        }
-        // The link itself is in the share.
-        assert_eq!(client.readlink(3), client.readlink(5));
-        assert_eq!(client.readlink(5).unwrap(), outside.path().as_os_str().as_encoded_bytes());
-        assert_eq!(client.getattr(9, None).unwrap().attr.size, 4);
-        assert_eq!(client.lookup(10, "file").unwrap().nodeid, 9);
-    });
-}
-
-/// The handle of a file, as `name_to_handle_at` gives it, on mount 0.
-fn handle_of(path: &Path) -> FileHandle {
-    #[repr(C)]
-    struct Raw {
-        len: u32,
-        kind: i32,
-        bytes: [u8; 128],
-    }
-    let mut raw = Raw { len: 128, kind: 0, bytes: [0; 128] };
-    let mut mount = 0i32;
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
-    // SAFETY: the path is NUL-terminated, `raw` has the layout of struct file_handle with 128 bytes behind its
-    // head, as it says, and both outlive the call.
-    let result = unsafe {
-        let raw = (&raw mut raw).cast::<libc::c_void>();
-        libc::syscall(libc::SYS_name_to_handle_at, libc::AT_FDCWD, path.as_ptr(), raw, &raw mut mount, 0)
-    };
-    assert_eq!(result, 0);
-    FileHandle { mnt_id: 0, handle_type: raw.kind, handle: raw.bytes[..raw.len as usize].to_vec() }
-}
-
-/// 10,000 streams with bytes changed, cut off, put in or taken out, loaded one after another by one daemon.
-#[test]
-fn mutated_streams_do_no_harm() {
-    bounded(LIMIT * 3, || {
         let share = Share::new();
         furnish(&share);
-        let mut streams = Vec::new();
-        for mode in [Mode::FindPaths, Mode::FileHandles] {
-            let mut session = Session::start(command(&OURS, &share, mode), DeviceConfig::default());
-            let client = session.client();
-            for path in ["dir/sub/file", "dir/moves", "other/victim", "symlink"] {
-                client.walk(path).unwrap();
+        let ours = || command(&OURS, &share, Mode::FindPaths);
+        let mut session = Session::start(ours(), DeviceConfig::default());
+        let client = session.client();
+        let file = client.walk("dir/sub/file").unwrap().nodeid;
+        let fh = client.open(file, libc::O_RDONLY).unwrap().fh;
+        let (mut session, _source) = migrate(session, ours());
+        assert_eq!(session.client().read(file, fh, 0, 10).unwrap(), b"file");
+        let bases = session.device.stop().unwrap();
+        session.device.reset().unwrap();
+        session.with_queues(|device, queues| {
+            for region in device.memory().regions().to_vec() {
+                device.remove_region(&region).unwrap();
             }
-            let many = client.lookup(ROOT, "many").unwrap().nodeid;
-            client.opendir(many).unwrap();
-            streams.push(session.save().unwrap().0);
-        }
-        let destination = command(&OURS, &share, Mode::FindPaths)
-            .args(["--migration-on-error=guest-error", "--log-level=off"])
-            .start();
-        let device = Device::connect(destination.connect(), DeviceConfig::default()).unwrap();
-        device.load_state(&streams[0]).unwrap();
-        let mut random = 0x9e37_79b9_7f4a_7c15u64;
-        let mut next = |below: usize| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            (random % below as u64) as usize
-        };
-        let mut taken = 0;
-        for round in 0..10_000 {
-            let mut stream = streams[round % 2].clone();
-            for _ in 0..=next(4) {
-                let place = next(stream.len());
-                match next(4) {
-                    0 => stream.truncate(place.max(1)),
-                    1 => stream.insert(place, next(256) as u8),
-                    2 => drop(stream.remove(place)),
-                    _ => stream[place] = next(256) as u8,
-                }
-                if stream.is_empty() {
-                    stream.push(0);
-                }
-            }
-            match device.load_state(&stream) {
-                Ok(()) => taken += 1,
-                Err(Error::Refused { .. }) => {}
-                Err(e) => panic!("round {round}: {e}\n{stream:?}"),
-            }
-        }
-        assert!(taken > 100, "some are harmless: {taken}");
-        device.load_state(&streams[0]).unwrap();
-        let worker = *destination.descendants().last().unwrap();
-        let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
-        assert!(peak < 200 << 10, "{peak} kB");
+            device.start_at(queues, &bases).unwrap();
+        });
+        let client = session.client();
+        client.init(wire::init::GUEST).unwrap();
+        assert_eq!(client.getattr(file, None), Err(Errno::EBADF));
+        assert_eq!(client.read(file, fh, 0, 10), Err(Errno::EBADF));
+        client.walk("dir/sub/file").unwrap();
+        assert!(session.finish().0.success());
     });
 }
 
@@ -559,58 +368,5 @@ fn version_1_is_read() {
         let (mut session, _) = loaded.unwrap_or_else(|no| panic!("{}", no.destination.stderr()));
         let attr = session.client().getattr(file.nodeid, None).unwrap().attr;
         assert_eq!((attr.ino, attr.size), (file.attr.ino, 4));
-    });
-}
-
-/// Prints what the migration of many inodes takes: `VIRTIOFSD_TEST_INODES=1000000 cargo test --release -p tests
-/// --test migration -- --ignored --nocapture many_inodes`. Some minutes; as many files are made on the disk.
-#[test]
-#[ignore = "a measurement"]
-fn many_inodes() {
-    let count: usize = std::env::var("VIRTIOFSD_TEST_INODES").map_or(100_000, |n| n.parse().unwrap());
-    bounded(LIMIT * 15, || {
-        let share = Share::new();
-        let directories: Vec<String> =
-            (0..count.div_ceil(10_000)).map(|n| format!("directory {n}")).collect();
-        for directory in &directories {
-            fs::create_dir(share.join(directory)).unwrap();
-            for file in 0..10_000 {
-                fs::File::create(share.join(directory).join(format!("file {file}"))).unwrap();
-            }
-        }
-        for mode in [Mode::FindPaths, Mode::FileHandles] {
-            let mut session = Session::start(command(&OURS, &share, mode), DeviceConfig::default());
-            let client = session.client();
-            let mut last = 0;
-            for directory in &directories {
-                let node = client.lookup(ROOT, directory).unwrap().nodeid;
-                for file in 0..10_000 {
-                    last = client.lookup(node, format!("file {file}")).unwrap().nodeid;
-                }
-            }
-            session.with_queues(|device, queues| device.start_log(queues)).unwrap();
-            let (begin, mut longest) = (Instant::now(), Duration::ZERO);
-            while mode == Mode::FindPaths && !session.daemon.stderr().contains("migration: prepared") {
-                let one = Instant::now();
-                session.client().getattr(last, None).unwrap();
-                longest = longest.max(one.elapsed());
-            }
-            let prepared = begin.elapsed();
-            let begin = Instant::now();
-            let (state, bases) = session.save().unwrap();
-            let saved = begin.elapsed();
-            let destination = command(&OURS, &share, mode).start();
-            let begin = Instant::now();
-            let loaded = session.load(destination, DeviceConfig::default(), &state, &bases);
-            let (session, _) = loaded.unwrap_or_else(|no| panic!("{}", no.destination.stderr()));
-            println!(
-                "{mode:?}, {} inodes: prepared in {prepared:?} (longest GETATTR meanwhile {longest:?}), saved in \
-                 {saved:?}, {} bytes, loaded in {:?}",
-                directories.len() * 10_001 + 1,
-                state.len(),
-                begin.elapsed()
-            );
-            drop(session);
-        }
     });
 }

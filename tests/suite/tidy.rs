@@ -10,10 +10,8 @@ use tests::paths;
 use tests::peers::Implementation;
 
 /// Files that may be longer than [`MAX_LINES`], each with a reason.
-const LONG_FILES: &[(&str, &str)] = &[
-    ("tests/suite/frontend.rs", "one test after another; nothing in it depends on the rest"),
-    ("tests/suite/migration.rs", "one test after another; nothing in it depends on the rest"),
-];
+const LONG_FILES: &[(&str, &str)] =
+    &[("tests/suite/frontend.rs", "one test after another; nothing in it depends on the rest")];
 
 /// Where to stop and think.
 const MAX_LINES: usize = 600;

@@ -1,4 +1,4 @@
-//! `Admit`: a file handle of a migration stream becomes an `O_PATH` fd, if its file lies in the share.
+//! `Admit`: file handles of a migration stream become `O_PATH` fds, where their files lie in the share.
 //!
 //! Whoever made the stream, or the worker itself, may have made the handle up, and a handle names any inode of the
 //! file system, in the share or not. So the broker opens it as a *connectable* one: the kernel then opens it only
@@ -9,16 +9,19 @@
 //! The kernel may also forget where a file lies that nobody uses. Then it refuses one that is in the share; the
 //! worker finds such files by walking through the share, which needs no trust.
 
-use super::{Answer, Server};
+use super::{Answer, Server, open_each};
 use crate::broker::sys;
+use crate::protocol::bounded::List;
 use crate::protocol::message::Admit;
+use crate::protocol::phase::Kind;
 use crate::protocol::{ToWorker, Violation};
 
-/// Opens the handle, or ends a worker that made the mount number up.
+/// Opens each handle, or ends a worker that made the mount number up.
 pub(super) fn admit(server: &Server, admit: &Admit) -> Result<Answer, Violation> {
     let mount = server.mounts.get(admit.mount).ok_or(Violation::UnknownMount)?;
-    Ok(match sys::open_foreign_handle(mount, &admit.handle) {
-        Ok(fd) => Answer::Reply(ToWorker::Admitted(Ok(())), vec![fd]),
-        Err(errno) => Answer::Reply(ToWorker::Admitted(Err(errno.into())), Vec::new()),
-    })
+    let handles = admit.handles.as_slice();
+    let (results, fds) = open_each(handles.iter().map(|handle| sys::open_foreign_handle(mount, handle)));
+    let results =
+        List::new(results).map_err(|_| Violation::FdCount { kind: Kind::Admit, fds: handles.len() })?;
+    Ok(Answer::Reply(ToWorker::Admitted(results), fds))
 }

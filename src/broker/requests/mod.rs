@@ -27,7 +27,7 @@ use super::privileges::Privileges;
 use super::sealer::Sealer;
 use crate::protocol::message::LayerReport;
 use crate::protocol::phase::{Kind, gate};
-use crate::protocol::{Phase, Services, ToBroker, ToWorker, Violation};
+use crate::protocol::{Errno, Phase, Services, ToBroker, ToWorker, Violation};
 
 pub use make_device::HostIds;
 pub use trusted_xattr::TrustedNames;
@@ -74,7 +74,7 @@ impl Server {
             ToBroker::Confined(reports) => Answer::Confined(reports.into_vec()),
             ToBroker::Attached => Answer::Attached,
             ToBroker::Seal => Answer::Reply(seal::seal(self, &fds)?, Vec::new()),
-            ToBroker::Reopen(sealed) => reopen::reopen(self, &sealed)?,
+            ToBroker::Reopen(sealed) => reopen::reopen(self, sealed.as_slice())?,
             ToBroker::Admit(admit) => admit::admit(self, &admit)?,
             ToBroker::MakeDevice(device) => Answer::Reply(
                 make_device::make_device(self, &device, only(Kind::MakeDevice, &fds)?),
@@ -88,6 +88,15 @@ impl Server {
         self.phase = next;
         Ok(answer)
     }
+}
+
+/// What a reply tells of each file that was to be opened, and the fds of those that were.
+fn open_each(
+    opened: impl Iterator<Item = Result<OwnedFd, nix::errno::Errno>>,
+) -> (Vec<Result<(), Errno>>, Vec<OwnedFd>) {
+    let mut fds = Vec::new();
+    let results = opened.map(|result| result.map(|fd| fds.push(fd)).map_err(Errno::from)).collect();
+    (results, fds)
 }
 
 /// The one fd that the gate has counted.

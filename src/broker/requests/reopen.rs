@@ -1,19 +1,33 @@
-//! `Reopen`: a sealed handle becomes an `O_PATH` fd again, on the mount of the share that it was sealed on.
+//! `Reopen`: sealed handles become `O_PATH` fds again, each on the mount of the share that it was sealed on.
 //!
 //! (Handles of a migration stream are for [`super::admit`].)
 
-use super::{Answer, Server};
-use crate::broker::sys;
-use crate::protocol::{SealedHandle, ToWorker, Violation};
+use std::os::fd::BorrowedFd;
 
-/// Opens `sealed`, or ends a worker that made it up.
-pub(super) fn reopen(server: &Server, sealed: &SealedHandle) -> Result<Answer, Violation> {
+use super::{Answer, Server, open_each};
+use crate::broker::sys;
+use crate::protocol::bounded::List;
+use crate::protocol::phase::Kind;
+use crate::protocol::{FileHandle, SealedHandle, ToWorker, Violation};
+
+/// Opens each of `sealed`, or ends a worker that made one of them up: then none is opened.
+pub(super) fn reopen(server: &Server, sealed: &[SealedHandle]) -> Result<Answer, Violation> {
+    let genuine = sealed.iter().map(|sealed| genuine(server, sealed)).collect::<Result<Vec<_>, _>>()?;
+    let opened = genuine.into_iter().map(|(mount, handle)| sys::open_handle(mount, handle));
+    let (results, fds) = open_each(opened);
+    let results =
+        List::new(results).map_err(|_| Violation::FdCount { kind: Kind::Reopen, fds: sealed.len() })?;
+    Ok(Answer::Reply(ToWorker::Reopened(results), fds))
+}
+
+/// The mount and the handle of what this broker sealed.
+fn genuine<'a>(
+    server: &'a Server,
+    sealed: &'a SealedHandle,
+) -> Result<(BorrowedFd<'a>, &'a FileHandle), Violation> {
     if !server.sealer.is_genuine(sealed) {
         return Err(Violation::ForgedHandle);
     }
     let mount = server.mounts.get(sealed.mount).ok_or(Violation::ForgedHandle)?;
-    Ok(match sys::open_handle(mount, &sealed.handle) {
-        Ok(fd) => Answer::Reply(ToWorker::Reopened(Ok(())), vec![fd]),
-        Err(errno) => Answer::Reply(ToWorker::Reopened(Err(errno.into())), Vec::new()),
-    })
+    Ok((mount, &sealed.handle))
 }

@@ -1,5 +1,7 @@
 //! The requests against real files, in a mount namespace of the test's own thread. These tests need root.
 
+mod handles;
+
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixStream;
@@ -19,7 +21,7 @@ use crate::broker::launch::{ids, own_capabilities};
 use crate::broker::{launch, sys};
 use crate::config::IdMapEntry;
 use crate::protocol::arbitrary::{forged_handles, mutated, requests};
-use crate::protocol::bounded::Bytes;
+use crate::protocol::bounded::{Bytes, List};
 use crate::protocol::codec;
 use crate::protocol::message::{
     Admit, DeviceKind, MakeDevice, Permissions, TrustedXattr, XattrReply, XattrSetMode,
@@ -118,12 +120,35 @@ fn seal(server: &mut Server, fd: OwnedFd) -> Result<SealedHandle, i32> {
     seal_all(server, vec![fd]).pop().unwrap()
 }
 
-fn reopen(server: &mut Server, sealed: &SealedHandle) -> Result<Result<OwnedFd, i32>, Violation> {
-    match server.handle(ToBroker::Reopen(sealed.clone()), Vec::new())? {
-        Answer::Reply(ToWorker::Reopened(Ok(())), mut fds) if fds.len() == 1 => Ok(Ok(fds.remove(0))),
-        Answer::Reply(ToWorker::Reopened(Err(errno)), fds) if fds.is_empty() => Ok(Err(errno.code())),
+fn reopen_all(
+    server: &mut Server,
+    sealed: Vec<SealedHandle>,
+) -> Result<Vec<Result<OwnedFd, i32>>, Violation> {
+    match server.handle(ToBroker::Reopen(List::new(sealed).unwrap()), Vec::new())? {
+        Answer::Reply(ToWorker::Reopened(results), fds) => Ok(each(results, fds)),
         other => panic!("{other:?}"),
     }
+}
+
+/// Results with their fds.
+fn each(
+    results: List<Result<(), crate::protocol::Errno>, { crate::protocol::MAX_FDS }>,
+    fds: Vec<OwnedFd>,
+) -> Vec<Result<OwnedFd, i32>> {
+    let mut fds = fds.into_iter();
+    let mut opened = |result: Result<(), crate::protocol::Errno>| match result {
+        Ok(()) => Ok(fds.next().unwrap()),
+        Err(errno) => Err(errno.code()),
+    };
+    let results = results.into_vec().into_iter().map(&mut opened).collect();
+    assert!(fds.next().is_none(), "an fd too many");
+    results
+}
+
+fn reopen(server: &mut Server, sealed: &SealedHandle) -> Result<Result<OwnedFd, i32>, Violation> {
+    let mut results = reopen_all(server, vec![sealed.clone()])?;
+    assert_eq!(results.len(), 1);
+    Ok(results.remove(0))
 }
 
 fn id(fd: impl AsFd) -> (u64, u64, sys::MountId) {
@@ -148,48 +173,22 @@ fn sealed_files_reopen_on_the_shares_own_mount() {
     });
 }
 
-fn admit(server: &mut Server, mount: u32, handle: &FileHandle) -> Result<Result<OwnedFd, i32>, Violation> {
-    match server.handle(ToBroker::Admit(Admit { mount, handle: handle.clone() }), Vec::new())? {
-        Answer::Reply(ToWorker::Admitted(Ok(())), mut fds) if fds.len() == 1 => Ok(Ok(fds.remove(0))),
-        Answer::Reply(ToWorker::Admitted(Err(errno)), fds) if fds.is_empty() => Ok(Err(errno.code())),
+fn admit_all(
+    server: &mut Server,
+    mount: u32,
+    handles: Vec<FileHandle>,
+) -> Result<Vec<Result<OwnedFd, i32>>, Violation> {
+    let handles = List::new(handles).unwrap();
+    match server.handle(ToBroker::Admit(Admit { mount, handles }), Vec::new())? {
+        Answer::Reply(ToWorker::Admitted(results), fds) => Ok(each(results, fds)),
         other => panic!("{other:?}"),
     }
 }
 
-/// Handles that anybody may have made: only files in the share open, on its own mount, also removed ones.
-#[test]
-fn foreign_handles_open_only_files_in_the_share() {
-    in_lab(|lab| {
-        let mut server = lab.server();
-        // On a kernel without the proof the service is off; were it on, nothing at all would open.
-        let proves = sys::proves_handles(lab.share.as_fd());
-        fs::write(lab.root.join("share/removed"), "").unwrap();
-        fs::write(lab.root.join("secret-removed"), "").unwrap();
-        fs::hard_link(lab.root.join("secret"), lab.root.join("secret-too")).unwrap();
-        let inside =
-            ["file", "dir", "dir/deep/file", "link", "fifo", "removed"].map(|path| lab.path_fd(path));
-        let outside = ["secret", "secret-removed", "."].map(|path| lab.host_fd(path));
-        fs::remove_file(lab.root.join("share/removed")).unwrap();
-        fs::remove_file(lab.root.join("secret-removed")).unwrap();
-        for fd in &inside {
-            let (handle, _) = sys::handle_of(fd.as_fd()).unwrap();
-            let opened = admit(&mut server, 0, &handle).unwrap();
-            match opened {
-                Ok(opened) => assert_eq!(id(&opened), id(fd)),
-                Err(errno) => assert!(!proves && errno == libc::ESTALE, "{errno}"),
-            }
-            for bits in [0x1_0000, 0x2_0000, i32::MIN] {
-                let handle_type = handle.handle_type | bits;
-                let marked = FileHandle { handle_type, bytes: handle.bytes.clone() };
-                assert_eq!(admit(&mut server, 0, &marked).unwrap().unwrap_err(), libc::EINVAL);
-            }
-            assert_eq!(admit(&mut server, 7, &handle).unwrap_err(), Violation::UnknownMount);
-        }
-        for fd in &outside {
-            let (handle, _) = sys::handle_of(fd.as_fd()).unwrap();
-            assert_eq!(admit(&mut server, 0, &handle).unwrap().unwrap_err(), libc::ESTALE);
-        }
-    });
+fn admit(server: &mut Server, mount: u32, handle: &FileHandle) -> Result<Result<OwnedFd, i32>, Violation> {
+    let mut results = admit_all(server, mount, vec![handle.clone()])?;
+    assert_eq!(results.len(), 1);
+    Ok(results.remove(0))
 }
 
 #[test]
@@ -462,12 +461,14 @@ fn put(server: &mut Server, request: ToBroker, fds: Vec<OwnedFd>) {
         Ok(answer) => {
             assert_eq!(gated, Ok(server.phase), "{request:?} got {answer:?}");
             // No handle in these tests was sealed here.
-            assert!(!matches!(request, ToBroker::Reopen(_)), "a forged handle got {answer:?}");
+            let forged = matches!(&request, ToBroker::Reopen(handles) if !handles.as_slice().is_empty());
+            assert!(!forged, "a forged handle got {answer:?}");
             let is_own = matches!(
                 (kind, &answer),
                 (Kind::Confined, Answer::Confined(_))
                     | (Kind::Attached, Answer::Attached)
                     | (Kind::Seal, Answer::Reply(ToWorker::Sealed(_), _))
+                    | (Kind::Reopen, Answer::Reply(ToWorker::Reopened(_), _))
                     | (Kind::Admit, Answer::Reply(ToWorker::Admitted(_), _))
                     | (Kind::MakeDevice, Answer::Reply(ToWorker::DeviceMade(_), _))
                     | (Kind::TrustedXattr, Answer::Reply(ToWorker::TrustedXattr(_), _))

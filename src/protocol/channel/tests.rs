@@ -34,6 +34,10 @@ fn sealed() -> SealedHandle {
     SealedHandle { mount: 7, handle, mac: [9; 16] }
 }
 
+fn reopen() -> ToBroker {
+    ToBroker::Reopen(List::new(vec![sealed()]).unwrap())
+}
+
 #[test]
 fn messages_and_fds_arrive() {
     let (mut broker, mut worker) = ends();
@@ -55,13 +59,13 @@ fn messages_and_fds_arrive() {
     let reports = vec![LayerReport::new(Layer::Landlock, LayerState::Missing, "kernel")];
     let confined = ToBroker::Confined(List::new(reports).unwrap());
     worker.send(&confined, &[]).unwrap();
-    worker.send(&ToBroker::Reopen(sealed()), &[]).unwrap();
+    worker.send(&reopen(), &[]).unwrap();
     let mut next = || match broker.receive() {
         Ok(Received::Message(message, fds)) => (message, fds.len()),
         other => panic!("{other:?}"),
     };
     assert_eq!(next(), (confined, 0));
-    assert_eq!(next(), (ToBroker::Reopen(sealed()), 0));
+    assert_eq!(next(), (reopen(), 0));
     drop(worker);
     assert!(matches!(broker.receive(), Ok(Received::End)));
 }
@@ -81,7 +85,7 @@ fn the_most_fds_arrive_and_one_more_is_refused() {
 fn what_is_no_message_is_an_error_and_leaves_no_fd() {
     let (mut broker, mut worker) = ends();
     let mut buffer = Box::new([0; MAX_MESSAGE]);
-    let len = codec::encode(&ToBroker::Reopen(sealed()), &mut buffer).unwrap();
+    let len = codec::encode(&reopen(), &mut buffer).unwrap();
     let mut refused = |bytes: &[u8]| {
         let (read, write) = canary();
         send_raw(&mut worker, bytes, &[read.as_fd(), read.as_fd()]);
@@ -138,7 +142,7 @@ fn lost_fds_are_an_error() {
 #[test]
 fn a_side_that_does_not_read_does_not_hold_up_the_broker() {
     let (mut broker, _worker) = ends();
-    let reply = ToWorker::Reopened(Ok(()));
+    let reply = ToWorker::Reopened(List::new(vec![Ok(())]).unwrap());
     let full = (0..100_000).find_map(|_| broker.send(&reply, &[]).err());
     assert!(matches!(full, Some(ChannelError::Full)), "{full:?}");
 }

@@ -108,6 +108,7 @@ fn the_document_says_the_same() {
     for (what, value) in [
         ("message, bytes", crate::protocol::codec::MAX_MESSAGE),
         ("fds a message", MAX_FDS),
+        ("handles a message", MAX_FDS),
         ("file handle, bytes", crate::protocol::handle::MAX_HANDLE_BYTES),
         ("authentication code, bytes", crate::protocol::handle::MAC_BYTES),
         ("name of an entry, bytes", crate::protocol::name::NAME_MAX),

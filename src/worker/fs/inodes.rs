@@ -59,11 +59,16 @@ pub struct Inode {
     nlookup: AtomicU64,
     /// Its fd, or what it can be opened by.
     pub residence: Residence,
+    /// Used since the keeper's hand last passed.
+    pub used: AtomicBool,
     /// Where the xattr map keeps `security.capability` as a `trusted.*` attribute: whether there may be one.
     pub may_have_capability: AtomicBool,
     /// Whether there may be set-id bits.
     pub may_have_set_id: AtomicBool,
 }
+
+/// There may be millions: with its two reference counts and what the allocator needs, one is 128 bytes.
+const _: () = assert!(size_of::<Inode>() <= 104);
 
 impl Inode {
     /// References that the guest holds now.
@@ -171,6 +176,7 @@ impl Inodes {
             identity,
             nlookup: AtomicU64::new(1),
             residence: Residence::hot(fd),
+            used: AtomicBool::new(false),
             may_have_capability: AtomicBool::new(true),
             may_have_set_id: AtomicBool::new(true),
         });
@@ -242,9 +248,17 @@ impl Inodes {
         residence: Residence,
     ) -> Arc<Inode> {
         let (nlookup, may_have_capability) = (AtomicU64::new(nlookup), AtomicBool::new(true));
-        let may_have_set_id = AtomicBool::new(true);
-        let inode =
-            Arc::new(Inode { id, kind, identity, nlookup, may_have_capability, may_have_set_id, residence });
+        let (may_have_set_id, used) = (AtomicBool::new(true), AtomicBool::new(false));
+        let inode = Arc::new(Inode {
+            id,
+            kind,
+            identity,
+            nlookup,
+            residence,
+            used,
+            may_have_capability,
+            may_have_set_id,
+        });
         let (mut shard, hash) = self.shard(&identity);
         self.slots.set(id.0, Arc::clone(&inode));
         if !inode.is_lost() && shard.find(hash, |other| other.identity == identity).is_none() {

@@ -308,6 +308,11 @@ impl FileSystem {
         }
     }
 
+    /// Owners that have, or had until now, byte-range locks on the host.
+    pub(in crate::worker) fn lock_owners(&self) -> usize {
+        self.locks.as_ref().map_or(0, |locks| locks.count.load(Ordering::Acquire))
+    }
+
     /// The end of a session: nothing is locked or waited for any more.
     pub(super) fn drop_locks(&self) {
         if let Some(locks) = &self.locks {

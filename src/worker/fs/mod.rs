@@ -84,6 +84,9 @@ pub fn prepare_process(fd_directory: BorrowedFd<'_>) -> Result<()> {
 /// A day: how long `--cache=always` and `metadata` let the guest trust what it has.
 const A_DAY: Duration = Duration::from_secs(86_400);
 
+/// Cold inodes that are opened beside one, when they are used in order.
+const READ_AHEAD: u64 = 31;
+
 /// The attributes of an inode, with ids as the guest is to see them.
 #[derive(Clone, Copy, Debug)]
 pub struct Attr {
@@ -136,6 +139,8 @@ pub struct FileSystem {
     /// With `--locks`.
     locks: Option<Locks>,
     session: Session,
+    /// The node that was opened again last.
+    last_cold: AtomicU64,
     /// Where inodes lie, while a migration is being prepared.
     pub(in crate::worker) tracker: Tracker,
     xattr_map: Option<XattrMap>,
@@ -175,6 +180,7 @@ impl FileSystem {
             handles: Handles::new(),
             locks,
             session: Session::new(),
+            last_cold: AtomicU64::new(0),
             tracker: Tracker::default(),
             xattr_map,
             renamed_capability,
@@ -241,7 +247,41 @@ impl FileSystem {
 
     /// An fd of the inode, for as long as the value lives.
     pub(in crate::worker) fn fd<'a>(&self, inode: &'a Arc<Inode>) -> Result<InodeFd<'a>> {
-        self.keeper.hold(inode)
+        self.keeper.hold(inode, || self.neighbours(inode))
+    }
+
+    /// Cold inodes that will be needed soon, when a guest goes through them in the order in which it came to know them:
+    /// a program that visits a large tree once more, one request after another.
+    fn neighbours(&self, inode: &Inode) -> Vec<Arc<Inode>> {
+        let before = self.last_cold.swap(inode.id.0, Ordering::Relaxed);
+        let distance = inode.id.0.wrapping_sub(before);
+        // Right behind the last one, or behind what was opened beside it.
+        if !distance.is_multiple_of(slots::STEP) || !(1..=READ_AHEAD + 1).contains(&(distance / slots::STEP))
+        {
+            return Vec::new();
+        }
+        let ids = (1..=READ_AHEAD).filter_map(|step| inode.id.0.checked_add(step * slots::STEP));
+        let known = ids.filter_map(|id| self.inodes.get(NodeId(id)));
+        known.filter(|inode| !inode.residence.is_hot()).collect()
+    }
+
+    /// Are there inodes that the guest knows and that have no fd? (Or some that are coming or going.)
+    pub(in crate::worker) fn has_cold_inodes(&self) -> bool {
+        self.inodes.len() > self.keeper.hot() as u64
+    }
+
+    /// Gives fds to those of the nodes that have none, all together.
+    pub(in crate::worker) fn prefetch(&self, nodes: impl Iterator<Item = NodeId>) {
+        let mut cold: Vec<Arc<Inode>> = Vec::new();
+        for inode in nodes.filter_map(|node| self.inodes.get(node)) {
+            if !inode.residence.is_hot() && !cold.iter().any(|other| Arc::ptr_eq(other, &inode)) {
+                cold.push(inode);
+            }
+        }
+        // A single one is opened when it is used.
+        if cold.len() > 1 {
+            self.keeper.prefetch(&cold);
+        }
     }
 
     pub(in crate::worker) fn fd_directory(&self) -> BorrowedFd<'_> {

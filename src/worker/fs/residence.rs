@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
@@ -25,7 +25,7 @@ use super::sys::{self, Result};
 use crate::config::InodeFileHandles;
 use crate::protocol::bounded::Bytes;
 use crate::protocol::phase::Service;
-use crate::protocol::{FileHandle, SealedHandle, Services};
+use crate::protocol::{FileHandle, MAX_FDS, SealedHandle, Services};
 use crate::worker::broker_client::BrokerClient;
 use crate::worker::fuse::operation::NodeId;
 
@@ -38,11 +38,7 @@ const MAX_BATCHES: usize = 4;
 /// An inode's fd or sealed handle.
 ///
 /// Readers are recursive: a rename within one directory holds its fd twice.
-pub struct Residence {
-    state: RwLock<State>,
-    /// Used since the clock's hand last passed.
-    used: AtomicBool,
-}
+pub struct Residence(RwLock<State>);
 
 /// The fd of a hot inode, and its seat.
 pub struct HotFd {
@@ -63,23 +59,40 @@ enum State {
     Lost,
 }
 
-/// A sealed handle in one piece of memory: mount (4 bytes), type (4), seal (16), handle (the rest). There may be
-/// millions.
-struct ColdHandle(Box<[u8]>);
+/// Bytes of a sealed handle that are kept within the inode: enough for the handles of ext4, XFS, Btrfs and tmpfs.
+const SHORT: usize = 46;
+
+/// A sealed handle: mount (4 bytes), type (4), seal (16), handle (the rest). There may be millions, so one of usual
+/// length takes no memory of its own.
+enum ColdHandle {
+    Short { len: u8, packed: [u8; SHORT] },
+    Long(Box<[u8]>),
+}
 
 impl ColdHandle {
     fn new(sealed: &SealedHandle) -> Self {
-        let mut packed = Vec::with_capacity(24 + sealed.handle.bytes.as_slice().len());
+        let mut packed = Vec::with_capacity(SHORT);
         packed.extend_from_slice(&sealed.mount.to_ne_bytes());
         packed.extend_from_slice(&sealed.handle.handle_type.to_ne_bytes());
         packed.extend_from_slice(&sealed.mac);
         packed.extend_from_slice(sealed.handle.bytes.as_slice());
-        ColdHandle(packed.into_boxed_slice())
+        let mut short = [0; SHORT];
+        match (short.get_mut(..packed.len()), u8::try_from(packed.len())) {
+            (Some(place), Ok(len)) => {
+                place.copy_from_slice(&packed);
+                ColdHandle::Short { len, packed: short }
+            }
+            _ => ColdHandle::Long(packed.into_boxed_slice()),
+        }
     }
 
     /// Mount, type, seal and handle.
     fn parts(&self) -> Option<(u32, i32, [u8; 16], &[u8])> {
-        let (mount, rest) = self.0.split_first_chunk()?;
+        let packed = match self {
+            ColdHandle::Short { len, packed } => packed.get(..usize::from(*len))?,
+            ColdHandle::Long(packed) => packed,
+        };
+        let (mount, rest) = packed.split_first_chunk()?;
         let (handle_type, rest) = rest.split_first_chunk()?;
         let (mac, bytes) = rest.split_first_chunk()?;
         Some((u32::from_ne_bytes(*mount), i32::from_ne_bytes(*handle_type), *mac, bytes))
@@ -91,7 +104,8 @@ impl ColdHandle {
     }
 
     fn is(&self, other: &SealedHandle) -> bool {
-        self.sealed().is_some_and(|sealed| sealed == *other)
+        let SealedHandle { mount, handle: FileHandle { handle_type, bytes }, mac } = other;
+        self.parts() == Some((*mount, *handle_type, *mac, bytes.as_slice()))
     }
 }
 
@@ -107,22 +121,22 @@ impl AsFd for InodeFd<'_> {
 impl Residence {
     /// A hot one.
     pub fn hot(fd: HotFd) -> Self {
-        Residence { state: RwLock::new(State::Hot(fd)), used: AtomicBool::new(false) }
+        Residence(RwLock::new(State::Hot(fd)))
     }
 
     /// That of an inode which was not found where the guest migrated to.
     pub fn lost() -> Self {
-        Residence { state: RwLock::new(State::Lost), used: AtomicBool::new(false) }
+        Residence(RwLock::new(State::Lost))
     }
 
     /// Is there an fd now? Only sure as long as nobody seals.
     pub fn is_hot(&self) -> bool {
-        matches!(&*self.state.read_recursive(), State::Hot(_))
+        matches!(&*self.0.read_recursive(), State::Hot(_))
     }
 
     /// The fd, if it is hot.
     fn fd(&self) -> Option<InodeFd<'_>> {
-        let hot = RwLockReadGuard::try_map(self.state.read_recursive(), |state| match state {
+        let hot = RwLockReadGuard::try_map(self.0.read_recursive(), |state| match state {
             State::Hot(hot) => Some(&hot.fd),
             State::Cold(_) | State::Lost => None,
         });
@@ -131,7 +145,7 @@ impl Residence {
 
     /// The sealed handle, if it is cold.
     pub fn sealed(&self) -> Option<Result<SealedHandle>> {
-        match &*self.state.read_recursive() {
+        match &*self.0.read_recursive() {
             State::Hot(_) => None,
             State::Cold(cold) => Some(cold.sealed().ok_or(Errno::EIO)),
             State::Lost => Some(Err(Errno::ESTALE)),
@@ -140,7 +154,7 @@ impl Residence {
 
     /// Is it the inode of this handle? Nothing is known of a hot one.
     fn is_cold_and(&self, handle: &SealedHandle) -> Option<bool> {
-        match &*self.state.read_recursive() {
+        match &*self.0.read_recursive() {
             State::Hot(_) | State::Lost => None,
             State::Cold(cold) => Some(cold.is(handle)),
         }
@@ -148,7 +162,7 @@ impl Residence {
 
     /// Puts an fd in the place of the handle; `false`, and the fd closed, when it is hot already.
     fn warm(&self, fd: HotFd) -> bool {
-        let mut state = self.state.write();
+        let mut state = self.0.write();
         let cold = matches!(*state, State::Cold(_));
         if cold {
             *state = State::Hot(fd);
@@ -158,7 +172,7 @@ impl Residence {
 
     /// Puts a handle in the place of the fd; `false` when it is in use.
     fn cool(&self, sealed: &SealedHandle) -> bool {
-        let Some(mut state) = self.state.try_write() else { return false };
+        let Some(mut state) = self.0.try_write() else { return false };
         let before = std::mem::replace(&mut *state, State::Cold(ColdHandle::new(sealed)));
         // The fd closes when nobody waits for the lock.
         drop(state);
@@ -240,6 +254,11 @@ impl Keeper {
             return;
         }
         self.watch([Arc::downgrade(inode)]);
+        self.keep_within_bounds();
+    }
+
+    /// Seals idle inodes if there are too many hot ones.
+    fn keep_within_bounds(&self) {
         // Whoever finds another thread at it leaves it to that one, until it is really too much.
         if (self.seats.inodes() > self.bounds.inodes || !self.has_room())
             && let Some(_one) = self.sealing.try_lock()
@@ -268,18 +287,31 @@ impl Keeper {
         drop(before);
     }
 
-    /// The inode's fd, opened again if it is cold.
+    /// The inode's fd, opened again if it is cold, together with those of its `neighbours`, cold ones that will be
+    /// needed soon.
     ///
     /// # Errors
     /// ESTALE when the file of a cold inode is gone; EMFILE, ENFILE.
-    pub fn hold<'a>(&self, inode: &'a Arc<Inode>) -> Result<InodeFd<'a>> {
+    pub fn hold<'a>(
+        &self,
+        inode: &'a Arc<Inode>,
+        neighbours: impl FnOnce() -> Vec<Arc<Inode>>,
+    ) -> Result<InodeFd<'a>> {
+        let mut neighbours = Some(neighbours);
         // An inode that is sealed again each time it is opened would need a limit of hot inodes of nearly zero.
         for _ in 0..16 {
             if let Some(fd) = inode.residence.fd() {
-                if !inode.residence.used.load(Ordering::Relaxed) {
-                    inode.residence.used.store(true, Ordering::Relaxed);
+                if !inode.used.load(Ordering::Relaxed) {
+                    inode.used.store(true, Ordering::Relaxed);
                 }
                 return Ok(fd);
+            }
+            if let Some(mut others) = neighbours.take().map(|neighbours| neighbours())
+                && !others.is_empty()
+            {
+                others.insert(0, Arc::clone(inode));
+                self.prefetch(&others);
+                continue;
             }
             self.reopen(inode)?;
         }
@@ -294,11 +326,45 @@ impl Keeper {
         self.make_room()?;
         let fd = self.with_room(|| broker.reopen(&sealed).map_err(|e| Errno::from_raw(e.errno().code())))?;
         // Used from the start: the hand doesn't take it away before it served once.
-        inode.residence.used.store(true, Ordering::Relaxed);
+        inode.used.store(true, Ordering::Relaxed);
         if inode.residence.warm(self.seat(fd)) {
             self.heated(inode);
         }
         Ok(())
+    }
+
+    /// Makes cold inodes hot together, with one request to the broker; up to [`MAX_FDS`], each once. What can't be opened
+    /// stays cold: whoever uses it is told why.
+    pub fn prefetch(&self, inodes: &[Arc<Inode>]) {
+        let Some(broker) = &self.broker else { return };
+        let seats = self.reserve(inodes.len().min(MAX_FDS).min(self.bounds.inodes / 4));
+        let cold = inodes.iter().filter_map(|inode| Some((inode, inode.residence.sealed()?.ok()?)));
+        let (inodes, sealed): (Vec<_>, Vec<_>) = cold.take(seats.len()).unzip();
+        if sealed.is_empty() {
+            return;
+        }
+        // If the broker is gone, the requests themselves will say so.
+        let Ok(results) = broker.reopen_all(sealed) else { return };
+        let warmed = inodes.into_iter().zip(results).zip(seats).filter_map(|((inode, result), seat)| {
+            inode.used.store(true, Ordering::Relaxed);
+            let warmed = inode.residence.warm(HotFd { fd: result.ok()?, _seat: seat });
+            warmed.then(|| Arc::downgrade(inode))
+        });
+        self.watch(warmed.collect::<Vec<_>>());
+        self.keep_within_bounds();
+    }
+
+    /// Seats for up to so many fds that are about to come; fewer when there is not room for all.
+    pub fn reserve(&self, wanted: usize) -> Vec<InodeSeat> {
+        let mut seats = Vec::with_capacity(wanted);
+        for _ in 0..wanted {
+            let seat = self.seats.inode();
+            if self.seats.taken() > self.bounds.total {
+                break;
+            }
+            seats.push(seat);
+        }
+        seats
     }
 
     /// Runs a call that makes an fd; when there are too many, closes those of idle inodes and tries again.
@@ -428,13 +494,31 @@ impl Keeper {
             }
             let Some(watched) = clock.pop_front() else { break };
             match watched.upgrade() {
-                Some(inode) if inode.residence.used.swap(false, Ordering::Relaxed) => {
-                    clock.push_back(watched)
-                }
+                Some(inode) if inode.used.swap(false, Ordering::Relaxed) => clock.push_back(watched),
                 Some(inode) => batch.push(inode),
                 None => {}
             }
         }
         batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sealed_handles_of_every_length_come_back() {
+        for len in 0..=crate::protocol::handle::MAX_HANDLE_BYTES {
+            let bytes: Vec<u8> = (0..len).map(|n| n as u8).collect();
+            let handle = FileHandle { handle_type: -7, bytes: Bytes::new(&bytes).unwrap() };
+            let sealed = SealedHandle { mount: 3, handle, mac: [9; 16] };
+            let cold = ColdHandle::new(&sealed);
+            assert_eq!(matches!(cold, ColdHandle::Short { .. }), len <= 22, "{len}");
+            assert_eq!(cold.sealed().as_ref(), Some(&sealed));
+            assert!(cold.is(&sealed));
+            assert!(!cold.is(&SealedHandle { mount: 4, ..sealed.clone() }));
+            assert!(!cold.is(&SealedHandle { mac: [8; 16], ..sealed }));
+        }
     }
 }

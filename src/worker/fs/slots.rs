@@ -19,6 +19,9 @@ const STRIPES: u64 = 64;
 /// entries lie in different stripes, too.
 const LANES: usize = 8;
 
+/// From one id to the next that the same thread gives out, as long as none is used again.
+pub const STEP: u64 = LANES as u64;
+
 /// Numbers threads as they come.
 static NEXT_LANE: AtomicUsize = AtomicUsize::new(0);
 

@@ -29,6 +29,8 @@ use crate::worker::fuse::operation::NodeId;
 const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
 /// References to the root that a stream tells, beyond those of inodes that are named in it.
 const ROOT_REFERENCES: u64 = 2;
+/// Lost inodes that are logged one by one.
+const MAX_LOGGED: usize = 20;
 /// Inodes of one mount that are tried to find the path of the mount.
 const MAX_TRIES: usize = 32;
 
@@ -71,53 +73,74 @@ pub fn capture(fs: &FileSystem, config: &MigrationConfig) -> Result<DeviceState,
         negotiated: (&fs.negotiated()).into(),
         ..DeviceState::default()
     };
-    let handles = match config.mode {
-        MigrationMode::FindPaths if !config.verify_handles => HashMap::new(),
+    let mut handles = match config.mode {
+        MigrationMode::FindPaths if !config.verify_handles => Vec::new(),
         _ => seal_all(fs, &inodes)?,
     };
     let mut locations = match config.mode {
         MigrationMode::FindPaths => by_path(fs, config, &inodes)?,
         MigrationMode::FileHandles => {
             state.mount_paths = mount_paths(fs, &inodes)?;
-            by_handle(&inodes, &handles, &state.mount_paths)
+            by_handle(&inodes, &mut handles, &state.mount_paths)
         }
     };
     let mut named_in = HashMap::new();
-    for location in locations.values() {
-        if let InodeLocation::Path { parent, .. } = location {
+    for location in &locations {
+        if let Some(InodeLocation::Path { parent, .. }) = location {
             *named_in.entry(*parent).or_insert(0u64) += 1;
         }
     }
-    for inode in &inodes {
-        let location = match locations.remove(&inode.id.0) {
+    // What is known of each goes over into its record: there may be millions.
+    state.inodes.reserve_exact(inodes.len());
+    for (place, inode) in inodes.iter().enumerate() {
+        let location = match locations.get_mut(place).and_then(Option::take) {
             _ if inode.id == NodeId::ROOT => InodeLocation::RootNode,
             Some(location) => location,
             None => InodeLocation::Invalid,
         };
-        let by_handle = matches!(location, InodeLocation::FileHandle { .. });
-        let file_handle = if by_handle { None } else { handles.get(&inode.id.0).cloned() };
+        let file_handle = handles.get_mut(place).and_then(Option::take);
         // Upstream holds two references to the root that are not the guest's.
         let own = if inode.id == NodeId::ROOT { ROOT_REFERENCES } else { inode.nlookup() };
         let refcount = own.saturating_add(named_in.get(&inode.id.0).copied().unwrap_or(0));
         state.inodes.push(Record { id: inode.id.0, refcount, location, file_handle });
     }
-    report_invalid(&state);
+    report_invalid(fs, &state);
     state.handles = open_handles(fs, &inodes);
     Ok(state)
 }
 
-fn report_invalid(state: &DeviceState) {
+/// Names the inodes that will be lost, and what is known of where they were.
+fn report_invalid(fs: &FileSystem, state: &DeviceState) {
     let invalid = state.inodes.iter().filter(|inode| matches!(inode.location, InodeLocation::Invalid));
     let invalid: Vec<u64> = invalid.map(|inode| inode.id).collect();
-    if !invalid.is_empty() {
-        let some = invalid.get(..10).unwrap_or(&invalid);
-        log::warn!(
-            "migration: {} of {} inodes have no path that a stream can hold: nodes {some:?}{}. They were removed while \
-             open, or their names are not UTF-8; --migration-mode=file-handles can take them along",
-            invalid.len(),
-            state.inodes.len(),
-            if invalid.len() > some.len() { " and others" } else { "" }
-        );
+    if invalid.is_empty() {
+        return;
+    }
+    log::warn!(
+        "migration: {} of {} inodes have no place that a stream can hold: they were removed while open, or their \
+         names are not UTF-8; --migration-mode=file-handles can take them along",
+        invalid.len(),
+        state.inodes.len()
+    );
+    for id in invalid.iter().take(MAX_LOGGED) {
+        log::warn!("migration: inode {id} is lost; it was last at {}", last_place(fs, NodeId(*id)));
+    }
+    if invalid.len() > MAX_LOGGED {
+        log::warn!("migration: {} further ones are only counted", invalid.len() - MAX_LOGGED);
+    }
+}
+
+/// The path that the kernel remembers of an inode, which need not lead there any more.
+fn last_place(fs: &FileSystem, id: NodeId) -> String {
+    let inode = fs.inodes.get(id).filter(|inode| !inode.is_lost());
+    let path = inode.and_then(|inode| {
+        let fd = fs.fd(&inode).ok()?;
+        link(fs, fd.as_fd())
+    });
+    let prefix = link(fs, fs.resources.share.as_fd()).unwrap_or_default();
+    match path.as_deref().and_then(|path| below(path, &prefix)) {
+        Some(path) => format!("\"{}\"", path.escape_ascii()),
+        None => "a place that nobody remembers".to_owned(),
     }
 }
 
@@ -139,12 +162,12 @@ fn open_handles(fs: &FileSystem, inodes: &[Arc<Inode>]) -> Vec<Handle> {
     handles
 }
 
-/// Locations by name, of each inode that has one.
+/// Locations by name, for each inode that has one.
 fn by_path(
     fs: &FileSystem,
     config: &MigrationConfig,
     inodes: &[Arc<Inode>],
-) -> Result<HashMap<u64, InodeLocation>, CaptureError> {
+) -> Result<Vec<Option<InodeLocation>>, CaptureError> {
     let never = AtomicBool::new(false);
     find_places(fs, &never).map_err(CaptureError::Share)?;
     let root = root_identity(fs)?;
@@ -158,11 +181,12 @@ fn by_path(
         confirm(fs, inodes, &never)?;
     }
     let located = fs.tracker.locate(&root, &nodes, inodes.iter().map(|inode| &inode.identity));
+    drop(nodes);
     let mut total = 0;
-    let mut locations = HashMap::with_capacity(inodes.len());
+    let mut locations = Vec::with_capacity(inodes.len());
     for (inode, location) in inodes.iter().zip(located) {
         let location = match location {
-            _ if inode.is_lost() || inode.id == NodeId::ROOT => continue,
+            _ if inode.is_lost() || inode.id == NodeId::ROOT => None,
             Some(Location::In { parent, name }) => name.into_c_string().into_string().ok().map(|filename| {
                 total += filename.len();
                 InodeLocation::Path { parent, filename }
@@ -176,7 +200,7 @@ fn by_path(
         if total > MAX_STREAM / 2 {
             return Err(CaptureError::TooLarge);
         }
-        locations.extend(location.map(|location| (inode.id.0, location)));
+        locations.push(location);
     }
     Ok(locations)
 }
@@ -203,29 +227,29 @@ fn holds(fs: &FileSystem, parent: &Identity, name: &std::ffi::CStr, child: &Iden
     st.is_ok_and(|st| Identity::of(&st) == *child)
 }
 
-/// Handles of all inodes of which there are any.
-fn seal_all(fs: &FileSystem, inodes: &[Arc<Inode>]) -> Result<HashMap<u64, FileHandle>, CaptureError> {
+/// Handles of all inodes, as far as there are any.
+fn seal_all(fs: &FileSystem, inodes: &[Arc<Inode>]) -> Result<Vec<Option<FileHandle>>, CaptureError> {
     let broker = fs.resources.broker.as_ref().filter(|_| fs.resources.services.handles);
     let broker = broker.ok_or(CaptureError::NoHandles)?;
-    let mut handles = HashMap::with_capacity(inodes.len());
-    let hot: Vec<_> = inodes.iter().filter(|inode| !inode.is_lost()).collect();
-    for batch in hot.chunks(MAX_FDS) {
+    let mut handles: Vec<Option<FileHandle>> = Vec::with_capacity(inodes.len());
+    let mut known = HashMap::new();
+    for batch in inodes.chunks(MAX_FDS) {
         let mut open = Vec::with_capacity(batch.len());
-        for inode in batch {
+        for inode in batch.iter().filter(|inode| !inode.is_lost()) {
             if let Some(Ok(sealed)) = inode.residence.sealed() {
-                handles.insert(inode.id.0, file_handle(inode, &sealed));
+                known.insert(inode.id.0, file_handle(inode, &sealed));
             } else if let Ok(fd) = fs.fd(inode) {
                 open.push((inode, fd));
             }
         }
-        if open.is_empty() {
-            continue;
+        if !open.is_empty() {
+            let fds: Vec<_> = open.iter().map(|(_, fd)| fd.as_fd()).collect();
+            let results = broker.seal(&fds).map_err(CaptureError::Broker)?;
+            for ((inode, _), result) in open.iter().zip(results) {
+                known.extend(result.ok().map(|sealed| (inode.id.0, file_handle(inode, &sealed))));
+            }
         }
-        let fds: Vec<_> = open.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let results = broker.seal(&fds).map_err(CaptureError::Broker)?;
-        for ((inode, _), result) in open.iter().zip(results) {
-            handles.extend(result.ok().map(|sealed| (inode.id.0, file_handle(inode, &sealed))));
-        }
+        handles.extend(batch.iter().map(|inode| known.remove(&inode.id.0)));
     }
     Ok(handles)
 }
@@ -239,17 +263,18 @@ fn file_handle(inode: &Inode, sealed: &SealedHandle) -> FileHandle {
     }
 }
 
-/// Locations by handle, on mounts that the destination can find.
+/// Locations by handle, on mounts that the destination can find: those handles are taken. The root's is only verified.
 fn by_handle(
     inodes: &[Arc<Inode>],
-    handles: &HashMap<u64, FileHandle>,
+    handles: &mut [Option<FileHandle>],
     mounts: &BTreeMap<u64, String>,
-) -> HashMap<u64, InodeLocation> {
-    let handle = |inode: &Arc<Inode>| {
-        let handle = handles.get(&inode.id.0).filter(|handle| mounts.contains_key(&handle.mnt_id))?;
-        Some((inode.id.0, InodeLocation::FileHandle { handle: handle.clone() }))
+) -> Vec<Option<InodeLocation>> {
+    let location = |(inode, handle): (&Arc<Inode>, &mut Option<FileHandle>)| {
+        let usable =
+            |handle: &mut FileHandle| inode.id != NodeId::ROOT && mounts.contains_key(&handle.mnt_id);
+        Some(InodeLocation::FileHandle { handle: handle.take_if(usable)? })
     };
-    inodes.iter().filter_map(handle).collect()
+    inodes.iter().zip(handles.iter_mut()).map(location).collect()
 }
 
 /// The paths of all mounts that the guest holds inodes on.

@@ -6,20 +6,22 @@
 
 use std::collections::HashSet;
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::walk::{Directory, Walker, components};
-use crate::worker::fs::FileSystem;
 use crate::worker::fs::inodes::{Identity, Inode};
 use crate::worker::fs::sys::{self, Result};
+use crate::worker::fs::{DirStream, FileSystem};
 use crate::worker::fuse::operation::NodeId;
 
 /// Inodes whose paths are sorted together: bounds the memory for them.
 const BATCH: usize = 4096;
 /// Cold inodes are opened one by one, through the broker, only when there are no more than these: a walk is faster.
 const MAX_REOPENED: usize = 4096;
+/// Entries of a directory that are looked at together; operations that change names wait meanwhile.
+const PIECE: usize = 256;
 /// The walk goes no deeper than this.
 const MAX_DEPTH: usize = 1024;
 
@@ -29,6 +31,7 @@ const MAX_DEPTH: usize = 1024;
 /// When the root of the share can't be read; an inode that is not found is no error.
 pub fn find_places(fs: &FileSystem, cancelled: &AtomicBool) -> Result<()> {
     let wanted: Vec<_> = fs.inodes.all().into_iter().filter(|inode| is_wanted(fs, inode)).collect();
+    fs.tracker.expect(wanted.len());
     let (hot, cold): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|inode| inode.residence.is_hot());
     by_link(fs, &hot, cancelled)?;
     if cold.len() <= MAX_REOPENED {
@@ -112,19 +115,27 @@ fn check_and_record(
 fn by_walk(fs: &FileSystem, mut wanted: HashSet<Identity>, cancelled: &AtomicBool) -> Result<()> {
     log::info!("migration: looking for {} inodes in the whole share", wanted.len());
     let numbers: HashSet<u64> = wanted.iter().map(|identity| identity.ino).collect();
+    let mut trail = Walker::new(fs)?;
     each_directory(fs, cancelled, |walker, path, entries| {
+        let Ok(here) = walker.enter(path, |_, _, _| {}) else { return true };
         let _order = fs.tracker.change();
-        let record = |parent: &Identity, name: &std::ffi::CStr, child: &Identity| {
-            fs.tracker.record(parent, name, child);
-        };
-        let Ok(here) = walker.enter(path, record) else { return true };
-        wanted.remove(&here.identity);
+        let mut any = false;
         for entry in entries.iter().filter(|entry| numbers.contains(&entry.ino)) {
             let Ok(st) = sys::statx_at(here.fd, &entry.name) else { continue };
             let identity = Identity::of(&st);
             if wanted.remove(&identity) {
                 fs.tracker.record(&here.identity, &entry.name, &identity);
+                any = true;
             }
+        }
+        if any {
+            // The directories on the way: the guest need not know them. Where that fails, somebody renames just now; what
+            // is missing then is looked for once more when the guest stands still.
+            let record = |parent: &Identity, name: &std::ffi::CStr, child: &Identity| {
+                wanted.remove(child);
+                fs.tracker.record(parent, name, child);
+            };
+            let _ = trail.enter(path, record);
         }
         !wanted.is_empty()
     })
@@ -138,8 +149,8 @@ pub(super) struct Entry {
     pub name: CString,
 }
 
-/// Reads every directory of the share and hands it to `each`, which says whether to go on. What can't be read is
-/// left out.
+/// Reads every directory of the share and hands its entries to `each`, some at a time, which says whether to go on. What
+/// can't be read is left out. Whatever its size, a directory takes little memory, and nobody waits for its end.
 pub(super) fn each_directory(
     fs: &FileSystem,
     cancelled: &AtomicBool,
@@ -149,37 +160,61 @@ pub(super) fn each_directory(
     let mut path: Vec<CString> = Vec::new();
     let mut pending: Vec<(usize, Option<CString>)> = vec![(0, None)];
     while let Some((depth, name)) = pending.pop() {
-        if cancelled.load(Ordering::Relaxed) {
-            break;
-        }
         path.truncate(depth);
         path.extend(name);
-        let entries = walker.enter(&path, |_, _, _| {}).and_then(|here| entries(fs, here));
-        let Ok(entries) = entries else { continue };
-        if !each(&mut walker, &path, &entries) {
-            break;
-        }
-        if path.len() < MAX_DEPTH {
-            let below = entries.into_iter().filter(|e| matches!(e.kind, libc::DT_DIR | libc::DT_UNKNOWN));
-            pending.extend(below.map(|entry| (path.len(), Some(entry.name))));
+        let reader = walker.enter(&path, |_, _, _| {}).and_then(|here| Reader::open(fs, here));
+        let Ok(mut reader) = reader else { continue };
+        let mut first = true;
+        while let Ok(entries) = reader.next() {
+            if cancelled.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if entries.is_empty() && !first {
+                break;
+            }
+            if !each(&mut walker, &path, &entries) {
+                return Ok(());
+            }
+            if path.len() < MAX_DEPTH {
+                let below = entries.into_iter().filter(|e| matches!(e.kind, libc::DT_DIR | libc::DT_UNKNOWN));
+                pending.extend(below.map(|entry| (path.len(), Some(entry.name))));
+            }
+            first = false;
         }
     }
     Ok(())
 }
 
-fn entries(fs: &FileSystem, directory: Directory<'_>) -> Result<Vec<Entry>> {
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-    let open = || sys::openat(directory.fd, c".", flags, 0);
-    let file = fs.keeper.with_room(open)?;
-    let mut stream = crate::worker::fs::DirStream::default();
-    let mut all = Vec::new();
-    stream.read(file.as_fd(), 0, |entry| {
-        if !entry.is_dot() {
-            all.push(Entry { ino: entry.ino, kind: entry.kind, name: entry.name.to_owned() });
-        }
-        Ok(true)
-    })?;
-    Ok(all)
+/// An open directory that is read piece by piece.
+struct Reader {
+    file: OwnedFd,
+    stream: DirStream,
+    offset: u64,
+}
+
+impl Reader {
+    fn open(fs: &FileSystem, directory: Directory<'_>) -> Result<Self> {
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        let file = fs.keeper.with_room(|| sys::openat(directory.fd, c".", flags, 0))?;
+        Ok(Reader { file, stream: DirStream::default(), offset: 0 })
+    }
+
+    /// The next entries; none at the end.
+    fn next(&mut self) -> Result<Vec<Entry>> {
+        let (mut entries, mut offset) = (Vec::new(), self.offset);
+        self.stream.read(self.file.as_fd(), self.offset, |entry| {
+            if entries.len() == PIECE {
+                return Ok(false);
+            }
+            offset = entry.next;
+            if !entry.is_dot() {
+                entries.push(Entry { ino: entry.ino, kind: entry.kind, name: entry.name.to_owned() });
+            }
+            Ok(true)
+        })?;
+        self.offset = offset;
+        Ok(entries)
+    }
 }
 
 #[cfg(test)]

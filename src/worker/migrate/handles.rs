@@ -13,9 +13,20 @@ use super::restore::{RestoreError, Why, open_path};
 use super::walk::{Walker, open_at};
 use crate::protocol::bounded::Bytes;
 use crate::protocol::{self, MAX_FDS, SealedHandle};
-use crate::worker::broker_client::BrokerClientError;
+use crate::worker::broker_client::BrokerClient;
 use crate::worker::fs::FileSystem;
 use crate::worker::fs::sys;
+
+/// Handles that are opened together: as many fds come at once.
+pub const AT_ONCE: usize = 64;
+
+/// A file that the broker did not open.
+fn refused(errno: protocol::Errno) -> Why {
+    match Errno::from_raw(errno.code()) {
+        errno @ (Errno::EMFILE | Errno::ENFILE) => Why::Kernel(errno),
+        _ => Why::NoFile,
+    }
+}
 
 /// A handle with the broker's number of its mount.
 type Key = (u32, i32, Vec<u8>);
@@ -56,30 +67,50 @@ impl<'a> HandleFinder<'a> {
         Ok(HandleFinder { fs, mounts })
     }
 
-    /// An `O_PATH` fd of the file.
-    ///
-    /// # Errors
-    /// [`Why::NoFile`] when only a walk can tell.
-    pub fn open(&self, handle: &FileHandle) -> Result<OwnedFd, Why> {
-        let broker = self.fs.resources.broker.as_ref().filter(|_| self.fs.resources.services.handles);
-        let broker = broker.ok_or(Why::NoHandles)?;
+    /// An `O_PATH` fd of each file, up to [`AT_ONCE`]; [`Why::NoFile`] where only a walk can tell.
+    pub fn open(&self, handles: &[(&Inode, &FileHandle)]) -> Vec<Result<OwnedFd, Why>> {
+        let usable: Vec<_> = handles.iter().map(|(_, handle)| self.usable(handle)).collect();
+        let mounts: HashSet<u32> = usable.iter().flatten().map(|(mount, _)| *mount).collect();
+        let mut opened: HashMap<usize, Result<OwnedFd, Why>> = HashMap::with_capacity(handles.len());
+        for mount in mounts {
+            let there = usable.iter().enumerate().filter_map(|(place, usable)| match usable {
+                Ok((on, handle)) if *on == mount => Some((place, handle.clone())),
+                _ => None,
+            });
+            let (places, wanted): (Vec<_>, Vec<_>) = there.unzip();
+            opened.extend(places.into_iter().zip(self.admit(mount, wanted)));
+        }
+        let each = usable.into_iter().enumerate();
+        each.map(|(place, usable)| usable.and_then(|_| opened.remove(&place).unwrap_or(Err(Why::NoFile))))
+            .collect()
+    }
+
+    /// What the broker is to open, and on which mount.
+    fn usable(&self, handle: &FileHandle) -> Result<(u32, protocol::FileHandle), Why> {
+        if self.broker().is_none() {
+            return Err(Why::NoHandles);
+        }
         let mount = *self.mounts.get(&handle.mnt_id).ok_or(Why::NoMount)?;
         if !self.fs.resources.services.admit {
             return Err(Why::NoFile);
         }
         let bytes = Bytes::new(handle.handle.as_slice()).map_err(|_| Why::NoFile)?;
-        let handle = protocol::FileHandle { handle_type: handle.handle_type, bytes };
-        self.fs
-            .keeper
-            .with_room(|| match broker.admit(mount, handle.clone()) {
-                Err(BrokerClientError::Refused(errno)) => Err(Errno::from_raw(errno.code())),
-                Err(e) => Err(Errno::from_raw(e.errno().code())),
-                Ok(fd) => Ok(fd),
-            })
-            .map_err(|errno| match errno {
-                Errno::EMFILE | Errno::ENFILE => Why::Kernel(errno),
-                _ => Why::NoFile,
-            })
+        Ok((mount, protocol::FileHandle { handle_type: handle.handle_type, bytes }))
+    }
+
+    fn broker(&self) -> Option<&BrokerClient> {
+        self.fs.resources.broker.as_deref().filter(|_| self.fs.resources.services.handles)
+    }
+
+    fn admit(&self, mount: u32, handles: Vec<protocol::FileHandle>) -> Vec<Result<OwnedFd, Why>> {
+        let Some(broker) = self.broker() else { return Vec::new() };
+        match broker.admit(mount, handles) {
+            Ok(results) => results.into_iter().map(|result| result.map_err(refused)).collect(),
+            Err(e) => {
+                log::error!("migration: cannot have file handles opened: {e}");
+                Vec::new()
+            }
+        }
     }
 
     /// Goes through the whole share, seals every file and compares; `take` gets each of `wanted`.

@@ -190,6 +190,13 @@ fn save(
     let state = state?;
     let captured = begin.elapsed();
     let (inodes, handles) = (state.inodes.len(), state.handles.len());
+    if fs.lock_owners() > 0 {
+        log::warn!(
+            "migration: locks on the host (--locks) are not in the stream: {} owners of byte-range locks lose theirs when \
+             this daemon ends",
+            fs.lock_owners()
+        );
+    }
     format::write(&state, BufWriter::with_capacity(CHUNK, file)).map_err(CaptureError::Write)?;
     log::info!(
         "migration: saved {inodes} inodes and {handles} handles in {} ms, of which {} ms to write them",

@@ -71,6 +71,11 @@ impl Tracker {
         Some(Change { tracker: self, _order: self.order.lock() })
     }
 
+    /// So many places will be recorded: nobody is to wait until room is made for them.
+    pub fn expect(&self, places: usize) {
+        self.places.lock().0.reserve(places);
+    }
+
     /// A name in a directory leads to `child`.
     pub fn saw(&self, parent: &Identity, name: &CStr, child: &Identity) {
         if self.is_on() {

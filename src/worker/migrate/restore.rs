@@ -5,16 +5,17 @@
 //! the kernel prove that the file lies in the share (see `handles`). Nothing is allocated beyond a small
 //! multiple of the stream's size.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use thiserror::Error;
 
 use super::format::{DecodeError, DeviceState, FileHandle, Handle, HandleSource, Inode, InodeLocation};
-use super::handles::HandleFinder;
+use super::handles::{AT_ONCE, HandleFinder};
 use super::walk::{Walker, components, open_at, reached};
 use crate::config::{MigrationOnError, Negotiate};
 use crate::worker::fs::inodes::{Identity, Inode as Node};
@@ -26,6 +27,8 @@ use crate::worker::fuse::operation::{HandleId, NodeId};
 
 /// Lost inodes and handles that are logged one by one.
 const MAX_LOGGED: usize = 20;
+/// Names of a path that a message tells, from its end on.
+const MAX_NAMES: usize = 64;
 
 /// Why a stream is not taken.
 #[derive(Debug, Error)]
@@ -150,8 +153,8 @@ pub fn restore(
     check_options(fs, state)?;
     check_ids(state)?;
     fs.forget_everything().map_err(RestoreError::Share)?;
-    let mut restorer = Restorer { fs, on_error, done: Restored::default() };
-    restorer.run(state).inspect_err(|_| {
+    let mut restorer = Restorer { fs, on_error, state, named: OnceCell::new(), done: Restored::default() };
+    restorer.run().inspect_err(|_| {
         if let Err(e) = fs.end_session() {
             log::error!("migration: cannot go back to the root of the share: {e}");
         }
@@ -193,11 +196,15 @@ fn unique(what: &'static str, ids: impl Iterator<Item = u64>) -> Result<(), Rest
 struct Restorer<'a> {
     fs: &'a FileSystem,
     on_error: MigrationOnError,
+    state: &'a DeviceState,
+    /// Parent and name of each inode that is named within another one, for messages; made for the first of them.
+    named: OnceCell<HashMap<u64, (u64, &'a str)>>,
     done: Restored,
 }
 
 impl Restorer<'_> {
-    fn run(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+    fn run(&mut self) -> Result<(), RestoreError> {
+        let state = self.state;
         let last = |next: u64, ids: Option<u64>| next.max(ids.map_or(0, |id| id.saturating_add(1)));
         let inodes = last(state.next_inode, state.inodes.iter().map(|inode| inode.id).max());
         let handles = last(state.next_handle, state.handles.iter().map(|handle| handle.id).max());
@@ -246,11 +253,21 @@ impl Restorer<'_> {
         }
         let finder = HandleFinder::new(self.fs, state).map_err(RestoreError::Share)?;
         let mut left = Vec::new();
-        for (inode, handle) in wanted {
-            match finder.open(handle) {
-                Err(Why::NoFile) => left.push((inode, handle)),
-                result => self.take(inode, result)?,
+        let mut wanted = wanted.as_slice();
+        while !wanted.is_empty() {
+            // Room for the fds that come; where there is none, the inode says so that takes one.
+            let _ = self.fs.keeper.make_room();
+            let seats = self.fs.keeper.reserve(AT_ONCE.min(wanted.len()));
+            let (now, later) = wanted.split_at(seats.len().max(1));
+            let results = finder.open(now);
+            drop(seats);
+            for ((inode, handle), result) in now.iter().zip(results) {
+                match result {
+                    Err(Why::NoFile) => left.push((*inode, *handle)),
+                    result => self.take(inode, result)?,
+                }
             }
+            wanted = later;
         }
         finder.walk(left, |inode, result| self.take(inode, result))
     }
@@ -273,7 +290,7 @@ impl Restorer<'_> {
                 let result = components(filename.as_bytes())
                     .and_then(|names| {
                         let directory = self.fs.fd(&directory)?;
-                        open_below(self.fs, directory.as_fd().try_clone_to_owned(), &names)
+                        open_below(self.fs, directory.as_fd(), &names)
                     })
                     .map_err(Why::Kernel);
                 self.take(inode, result)?;
@@ -313,14 +330,8 @@ impl Restorer<'_> {
             self.done.inodes += 1;
             return Ok(());
         };
-        let location = match &inode.location {
-            InodeLocation::Path { parent, filename } => format!("{filename:?} in inode {parent}"),
-            InodeLocation::FullPath { filename } => format!("{filename:?}"),
-            InodeLocation::FileHandle { .. } => "known by its file handle".to_owned(),
-            InodeLocation::RootNode => "the root".to_owned(),
-            InodeLocation::Invalid => "without a path".to_owned(),
-        };
-        self.lose(Loss::Inode { id: inode.id, location, reason })?;
+        let id = inode.id;
+        self.lose(|this| Loss::Inode { id, location: this.location(inode), reason })?;
         let nobody = Identity { mount: u64::MAX, device: 0, ino: inode.id };
         self.insert(inode, nobody, 0, Residence::lost());
         Ok(())
@@ -354,14 +365,51 @@ impl Restorer<'_> {
         self.fs.inodes.insert_at(NodeId(inode.id), inode.refcount.max(1), identity, kind, residence)
     }
 
+    /// Where the source says that an inode is, in words.
+    fn location(&self, inode: &Inode) -> String {
+        match &inode.location {
+            InodeLocation::Path { .. } => format!("{:?}", self.path(inode.id)),
+            InodeLocation::FullPath { filename } => format!("{filename:?}"),
+            InodeLocation::FileHandle { .. } => "known by its file handle".to_owned(),
+            InodeLocation::RootNode => "the root".to_owned(),
+            InodeLocation::Invalid => "without a path; the source's log may tell the last one".to_owned(),
+        }
+    }
+
+    /// The path of an inode that is named within another one: the names on the way to it from the root, or from an
+    /// inode that is found in another way.
+    fn path(&self, id: u64) -> String {
+        let named = self.named.get_or_init(|| {
+            let named = self.state.inodes.iter().filter_map(|inode| match &inode.location {
+                InodeLocation::Path { parent, filename } => Some((inode.id, (*parent, filename.as_str()))),
+                _ => None,
+            });
+            named.collect()
+        });
+        let (mut names, mut at) = (Vec::new(), id);
+        while let Some((parent, name)) = named.get(&at).filter(|_| names.len() < MAX_NAMES) {
+            names.push(*name);
+            at = *parent;
+        }
+        if at != NodeId::ROOT.0 {
+            let top = self.state.inodes.iter().find(|inode| inode.id == at);
+            match top.map(|inode| &inode.location) {
+                Some(InodeLocation::FullPath { filename }) => names.push(filename),
+                _ => names.push("…"),
+            }
+        }
+        names.reverse();
+        names.join("/")
+    }
+
     /// Something is lost: the end of it all, or a line in the log.
-    fn lose(&mut self, loss: Loss) -> Result<(), RestoreError> {
+    fn lose(&mut self, loss: impl FnOnce(&Self) -> Loss) -> Result<(), RestoreError> {
         if self.on_error == MigrationOnError::Abort {
-            return Err(RestoreError::Lost(loss));
+            return Err(RestoreError::Lost(loss(self)));
         }
         self.done.lost += 1;
         if self.done.lost <= MAX_LOGGED {
-            log::warn!("migration: {loss}");
+            log::warn!("migration: {}", loss(self));
         } else if self.done.lost == MAX_LOGGED + 1 {
             log::warn!("migration: further losses are only counted");
         }
@@ -371,7 +419,9 @@ impl Restorer<'_> {
     fn open(&mut self, handle: &Handle, options: &Negotiated) -> Result<(), RestoreError> {
         match self.try_open(handle, options) {
             Ok(()) => self.done.handles += 1,
-            Err(reason) => self.lose(Loss::Handle { id: handle.id, inode: handle.inode, reason })?,
+            Err(reason) => {
+                self.lose(|_| Loss::Handle { id: handle.id, inode: handle.inode, reason })?;
+            }
         }
         Ok(())
     }
@@ -415,10 +465,13 @@ pub(super) fn open_path(fs: &FileSystem, walker: &mut Walker<'_>, path: &str) ->
     }
 }
 
-/// An `O_PATH` fd of a path below a directory.
-fn open_below(fs: &FileSystem, from: std::io::Result<OwnedFd>, names: &[CString]) -> sys::Result<OwnedFd> {
-    let mut at = from.map_err(|_| Errno::last())?;
-    for name in names {
+/// An `O_PATH` fd of a path below a directory, or of the directory itself.
+fn open_below(fs: &FileSystem, from: BorrowedFd<'_>, names: &[CString]) -> sys::Result<OwnedFd> {
+    let Some((first, others)) = names.split_first() else {
+        return from.try_clone_to_owned().map_err(|_| Errno::last());
+    };
+    let mut at = open_at(fs, from, first, 0)?;
+    for name in others {
         at = open_at(fs, at.as_fd(), name, 0)?;
     }
     Ok(at)

@@ -150,24 +150,38 @@ impl Client {
 
     /// Sends a request whose reply has no body, and doesn't wait for it; its number.
     pub fn submit(&mut self, opcode: u32, nodeid: u64, arg: &[u8]) -> u64 {
+        let unique = self.enqueue(opcode, nodeid, arg, 0);
+        self.queue.flush();
+        unique
+    }
+
+    /// Puts a request into the queue whose reply may have so many bytes; its number. The daemon sees it after
+    /// [`Queue::flush`].
+    pub fn enqueue(&mut self, opcode: u32, nodeid: u64, arg: &[u8], room: usize) -> u64 {
         let header = self.header(opcode, nodeid, arg.len());
         let slot = self.queue.take().expect("a free slot");
         let small = |size: usize| u32::try_from(size).expect("small");
-        let shape = Shape::new(small(IN_HEADER + arg.len()), 0, small(OUT_HEADER), 0);
+        let shape = Shape::new(small(IN_HEADER + arg.len()), 0, small(OUT_HEADER + room), 0);
         let message = [header.as_bytes(), arg].concat();
         self.queue.request(slot).write(shape.start as usize, &message);
         self.queue.submit(slot, shape);
-        self.queue.flush();
         header.unique
     }
 
     /// The next reply to a request that was submitted so: its number and its result.
     pub fn collect(&mut self) -> (u64, Result<()>) {
+        let (unique, result) = self.collect_body();
+        (unique, result.map(|body| assert!(body.is_empty(), "a body that was not asked for")))
+    }
+
+    /// The next reply, with its body.
+    pub fn collect_body(&mut self) -> (u64, Result<Vec<u8>>) {
         let completion = self.queue.wait().unwrap_or_else(|e| panic!("a late reply: {e}"));
         let message = take_message(&mut self.queue, completion);
-        let header = wire::OutHeader::read_from_bytes(&message).expect("a header and nothing else");
-        assert_eq!(header.len as usize, OUT_HEADER);
-        (header.unique, if header.error == 0 { Ok(()) } else { Err(Errno::from_raw(-header.error)) })
+        let (header, body) = wire::OutHeader::read_from_prefix(&message).expect("a header");
+        assert_eq!(header.len as usize, message.len());
+        let result = if header.error == 0 { Ok(body.to_vec()) } else { Err(Errno::from_raw(-header.error)) };
+        (header.unique, result)
     }
 
     /// Makes a request of any bytes behind a good header. `reply_len` is the room for the whole reply, the

@@ -233,7 +233,7 @@ fn broker_messages() -> Vec<(&'static str, Vec<u8>)> {
     use virtiofsd::protocol::{FileHandle, SealedHandle, ToBroker, ToWorker, codec};
     fn encoded<M: serde::Serialize>(message: &M) -> Vec<u8> {
         let mut buffer = Box::new([0; codec::MAX_MESSAGE]);
-        let len = codec::encode(message, &mut buffer).expect("a small message");
+        let len = codec::encode(message, &mut buffer).expect("a message that fits");
         buffer[..len].to_vec()
     }
     let forged = SealedHandle {
@@ -241,18 +241,21 @@ fn broker_messages() -> Vec<(&'static str, Vec<u8>)> {
         handle: FileHandle { handle_type: 1, bytes: Bytes::new(&[1; 8]).expect("eight bytes") },
         mac: [0; 16],
     };
-    let admit = Admit { mount: 1000, handle: forged.handle.clone() };
+    let handles = List::new(vec![forged.handle.clone()]).expect("one handle");
+    let admit = Admit { mount: 1000, handles };
     let trusted = TrustedXattr::Get { name: TrustedName::new(b"trusted.a").expect("a name") };
+    let reopen = |handles| ToBroker::Reopen(List::new(handles).expect("at most 253"));
     let attached = encoded(&ToBroker::Attached);
     vec![
         ("garbage", vec![0xa5; 100]),
         ("zeros", vec![0; 4]),
-        ("half a message", encoded(&ToBroker::Reopen(forged.clone()))[..10].to_vec()),
+        ("half a message", encoded(&reopen(vec![forged.clone()]))[..10].to_vec()),
         ("a message and more", [&attached[..], &[0]].concat()),
         ("Attached, again", attached),
         ("Confined, again", encoded(&ToBroker::Confined(List::new(Vec::new()).expect("an empty list")))),
         ("Seal without an fd", encoded(&ToBroker::Seal)),
-        ("Reopen of a forged handle", encoded(&ToBroker::Reopen(forged))),
+        ("Reopen of a forged handle", encoded(&reopen(vec![forged.clone()]))),
+        ("Reopen of many forged handles", encoded(&reopen(vec![forged; 253]))),
         ("Admit on a mount that was never given out", encoded(&ToBroker::Admit(admit))),
         ("TrustedXattr, not enabled", encoded(&ToBroker::TrustedXattr(trusted))),
         ("a reply of the broker's own", encoded(&ToWorker::TrustedXattr(Err(Errno::EPERM.into())))),

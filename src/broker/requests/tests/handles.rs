@@ -1,0 +1,83 @@
+//! Handles that come together, sealed here or of a migration stream.
+
+use super::*;
+
+/// One forged handle, wherever it stands, and nothing is opened; one whose file is gone is only that one's affair.
+#[test]
+fn a_batch_of_handles_is_opened_in_order_or_not_at_all() {
+    in_lab(|lab| {
+        let mut server = lab.server();
+        fs::write(lab.root.join("share/gone"), "").unwrap();
+        let paths = ["file", "gone", "dir", "link"];
+        let ids: Vec<_> = paths.iter().map(|path| id(lab.path_fd(path))).collect();
+        let sealed: Vec<SealedHandle> =
+            paths.iter().map(|path| seal(&mut server, lab.path_fd(path)).unwrap()).collect();
+        fs::remove_file(lab.root.join("share/gone")).unwrap();
+        let opened = reopen_all(&mut server, sealed.clone()).unwrap();
+        for ((path, want), result) in paths.iter().zip(&ids).zip(&opened) {
+            match result {
+                Ok(fd) => assert_eq!(id(fd), *want, "{path}"),
+                Err(errno) => assert_eq!((*path, *errno), ("gone", libc::ESTALE)),
+            }
+        }
+        assert_eq!(opened.iter().filter(|result| result.is_ok()).count(), 3);
+        let most: Vec<SealedHandle> = sealed.iter().cycle().take(crate::protocol::MAX_FDS).cloned().collect();
+        assert_eq!(reopen_all(&mut server, most).unwrap().len(), crate::protocol::MAX_FDS);
+        assert!(reopen_all(&mut server, Vec::new()).unwrap().is_empty());
+        for place in 0..sealed.len() {
+            let mut forged = sealed.clone();
+            forged[place].mac[3] ^= 1;
+            assert_eq!(reopen_all(&mut server, forged).unwrap_err(), Violation::ForgedHandle);
+            let mut moved = sealed.clone();
+            moved[place].mount += 1;
+            assert_eq!(reopen_all(&mut server, moved).unwrap_err(), Violation::ForgedHandle);
+        }
+    });
+}
+
+/// Handles that anybody may have made: only files in the share open, on its own mount, also removed ones.
+#[test]
+fn foreign_handles_open_only_files_in_the_share() {
+    in_lab(|lab| {
+        let mut server = lab.server();
+        // On a kernel without the proof the service is off; were it on, nothing at all would open.
+        let proves = sys::proves_handles(lab.share.as_fd());
+        fs::write(lab.root.join("share/removed"), "").unwrap();
+        fs::write(lab.root.join("secret-removed"), "").unwrap();
+        fs::hard_link(lab.root.join("secret"), lab.root.join("secret-too")).unwrap();
+        let inside =
+            ["file", "dir", "dir/deep/file", "link", "fifo", "removed"].map(|path| lab.path_fd(path));
+        let outside = ["secret", "secret-removed", "."].map(|path| lab.host_fd(path));
+        fs::remove_file(lab.root.join("share/removed")).unwrap();
+        fs::remove_file(lab.root.join("secret-removed")).unwrap();
+        for fd in &inside {
+            let (handle, _) = sys::handle_of(fd.as_fd()).unwrap();
+            let opened = admit(&mut server, 0, &handle).unwrap();
+            match opened {
+                Ok(opened) => assert_eq!(id(&opened), id(fd)),
+                Err(errno) => assert!(!proves && errno == libc::ESTALE, "{errno}"),
+            }
+            for bits in [0x1_0000, 0x2_0000, i32::MIN] {
+                let handle_type = handle.handle_type | bits;
+                let marked = FileHandle { handle_type, bytes: handle.bytes.clone() };
+                assert_eq!(admit(&mut server, 0, &marked).unwrap().unwrap_err(), libc::EINVAL);
+            }
+            assert_eq!(admit(&mut server, 7, &handle).unwrap_err(), Violation::UnknownMount);
+        }
+        for fd in &outside {
+            let (handle, _) = sys::handle_of(fd.as_fd()).unwrap();
+            assert_eq!(admit(&mut server, 0, &handle).unwrap().unwrap_err(), libc::ESTALE);
+        }
+        // Together it is the same for each.
+        let both = inside.iter().zip(outside.iter().cycle()).flat_map(|(a, b)| [a, b]);
+        let handles = both.map(|fd| sys::handle_of(fd.as_fd()).unwrap().0).collect();
+        for (place, result) in admit_all(&mut server, 0, handles).unwrap().into_iter().enumerate() {
+            match result {
+                Ok(opened) => assert!(place % 2 == 0 && id(&opened) == id(&inside[place / 2])),
+                Err(errno) => {
+                    assert!((place % 2 == 1 || !proves) && errno == libc::ESTALE, "{place}: {errno}")
+                }
+            }
+        }
+    });
+}
