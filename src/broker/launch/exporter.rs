@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use sandbox::id_maps::IdMaps;
+use sandbox::id_maps::{IdMapEntry, IdMaps};
 use sandbox::namespaces::Namespaces;
 use sandbox::process::{Child, Spawn};
 
+use super::worker::spawn_in_namespaces;
 use crate::broker::BrokerError;
 use crate::broker::log::Subject as LogSubject;
 use crate::broker::requests::HostIds;
@@ -39,15 +40,20 @@ pub fn start(
         .map_err(BrokerError::OwnExecutable)?;
     let memory = memory.read_only()?;
     let in_namespaces = config.confinement.sandbox == SandboxMode::Namespace;
-    let request = Spawn {
+    let instructions = instructions(config, subject)?;
+    let request = |namespaces| Spawn {
         exe: exe.as_fd(),
-        argv: vec![EXPORTER_ARGV0.to_owned(), instructions(config, subject)?],
+        argv: vec![EXPORTER_ARGV0.to_owned(), instructions.clone()],
         envp: Vec::new(),
         fds: vec![(listener.as_fd(), EXPORTER_SOCKET_FD), (memory.as_fd(), EXPORTER_MEMORY_FD)],
-        namespaces: if in_namespaces { Namespaces::all() } else { Namespaces::empty() },
+        namespaces,
         id_maps: in_namespaces.then(|| id_map(worker_ids, privileged)),
     };
-    Ok(request.spawn()?)
+    Ok(if in_namespaces {
+        spawn_in_namespaces("the process that shows metrics", Namespaces::all(), request, |_| ())?.0
+    } else {
+        request(Namespaces::empty()).spawn()?
+    })
 }
 
 /// One id of the worker's range, so that no other device's process has it; in a pid namespace of its own.
@@ -55,8 +61,10 @@ fn id_map(worker_ids: &HostIds, privileged: bool) -> IdMaps {
     if !privileged {
         return IdMaps::own();
     }
-    let id = worker_ids.uid(0).filter(|id| *id != 0).unwrap_or(NOBODY);
-    IdMaps::shifted(id, 1)
+    let map = |id: Option<u32>| {
+        vec![IdMapEntry { inner: 0, outer: id.filter(|id| *id != 0).unwrap_or(NOBODY), count: 1 }]
+    };
+    IdMaps { uid: map(worker_ids.uid(0)), gid: map(worker_ids.gid(0)), setgroups_deny: false }
 }
 
 /// The limits in force, by their options' names.

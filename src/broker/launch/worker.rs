@@ -12,11 +12,11 @@ use sandbox::namespaces::Namespaces;
 use sandbox::network::NetworkNamespace;
 use sandbox::process::{Child, Spawn, SpawnError};
 
-use super::ids::{IdPlan, plans};
+use super::ids::{IdPlan, plans, shifted_mode};
 use super::share::Share;
 use crate::broker::BrokerError;
 use crate::broker::requests::HostIds;
-use crate::config::{Config, SandboxMode, WorkerIds};
+use crate::config::{Config, SandboxMode};
 use crate::protocol::channel;
 use crate::protocol::message::{IdsInForce, Layer, LayerReport, LayerState, ShareKind, ShareMount};
 use crate::protocol::{BrokerEnd, CHANNEL_FD, LOG_FD, WORKER_ARGV0};
@@ -90,13 +90,14 @@ fn is_about_ids(error: &BrokerError) -> bool {
 }
 
 fn explain(error: BrokerError, config: &Config) -> BrokerError {
-    match error {
-        BrokerError::CloneShare(
-            source @ (MountError::IdmapUnsupported { .. } | MountError::Idmap { .. }),
-        ) if matches!(config.confinement.worker_ids, WorkerIds::Shifted { .. }) => {
-            BrokerError::ShiftedImpossible(source)
-        }
-        error => error,
+    match (error, shifted_mode(&config.confinement.worker_ids)) {
+        (
+            BrokerError::CloneShare(
+                source @ (MountError::IdmapUnsupported { .. } | MountError::Idmap { .. }),
+            ),
+            Some(mode),
+        ) => BrokerError::ShiftedImpossible { mode, source },
+        (error, _) => error,
     }
 }
 
@@ -125,9 +126,11 @@ fn try_start(
     let (process, view) = in_directory(share, || match (config.confinement.sandbox, network) {
         (SandboxMode::Namespace, Some(network)) => {
             let others = Namespaces::all().difference(Namespaces::NET);
-            Ok(network.inside(|| spawn_in_namespaces(others, request, prepare))??)
+            Ok(network.inside(|| spawn_in_namespaces("the worker", others, request, prepare))??)
         }
-        (SandboxMode::Namespace, None) => Ok(spawn_in_namespaces(Namespaces::all(), request, prepare)?),
+        (SandboxMode::Namespace, None) => {
+            Ok(spawn_in_namespaces("the worker", Namespaces::all(), request, prepare)?)
+        }
         (SandboxMode::Chroot | SandboxMode::None, _) => {
             Ok::<_, BrokerError>(request(Namespaces::empty()).spawn_while(prepare)?)
         }
@@ -148,8 +151,12 @@ fn try_start(
 const NEEDED: Namespaces = Namespaces::USER.union(Namespaces::MOUNT).union(Namespaces::PID);
 
 /// With the namespaces that are wanted, or with those that are needed where making the others is forbidden: by
-/// systemd's `RestrictNamespaces=`, say, in a unit that has private ones for the broker and its worker.
-fn spawn_in_namespaces<'a, T>(
+/// systemd's `RestrictNamespaces=`, say, in a unit that has private ones for the broker and its processes.
+///
+/// # Errors
+/// [`SpawnError`], by step; no process is left then.
+pub fn spawn_in_namespaces<'a, T>(
+    who: &str,
     wanted: Namespaces,
     request: impl Fn(Namespaces) -> Spawn<'a>,
     meanwhile: impl Fn(&Child) -> T,
@@ -161,7 +168,7 @@ fn spawn_in_namespaces<'a, T>(
     // Where those that are needed are forbidden too, the first error says it.
     let started = request(NEEDED).spawn_while(&meanwhile).map_err(|_| refused)?;
     log::info!(
-        "confinement: the worker's network, IPC, UTS and cgroup namespaces are the broker's: making others is \
+        "confinement: the network, IPC, UTS and cgroup namespaces of {who} are the broker's: making others is \
          forbidden here (EPERM), for instance by RestrictNamespaces= of a unit"
     );
     Ok(started)
