@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -265,10 +265,13 @@ fn the_exporter_has_no_privilege_and_may_die() {
         assert_eq!(fs::read_dir(format!("/proc/{pid}/root/")).unwrap().count(), 0, "an empty root");
 
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        let client = watched.session.client();
-        client.getattr(ROOT, None).unwrap();
+        let start = Instant::now();
+        while !watched.session.daemon.stderr().contains("the process that shows metrics") {
+            assert!(start.elapsed() < PATIENCE, "{}", watched.session.daemon.stderr());
+            watched.session.client().getattr(ROOT, None).unwrap();
+        }
         let (status, stderr) = watched.session.finish();
-        assert!(status.success() && stderr.contains("the process that shows metrics"), "{status}\n{stderr}");
+        assert!(status.success(), "{status}\n{stderr}");
     });
 }
 
