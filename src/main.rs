@@ -27,13 +27,17 @@ fn main() -> ExitCode {
 fn run_broker() -> ExitCode {
     let ahead = broker::Ahead::begin();
     match cli::parse(std::env::args_os(), &Environment::of_this_process()) {
-        Ok(Action::Run(config, warnings)) => match broker::run(&config, warnings, ahead) {
-            Ok(outcome) => ExitCode::from(outcome.exit_code()),
-            Err(e) => {
-                log::error!("{e}");
-                ExitCode::FAILURE
-            }
-        },
+        Ok(Action::Run(config, warnings)) => {
+            let code = match broker::run(&config, warnings, ahead) {
+                Ok(outcome) => ExitCode::from(outcome.exit_code()),
+                Err(e) => {
+                    log::error!("{e}");
+                    ExitCode::FAILURE
+                }
+            };
+            log::logger().flush();
+            code
+        }
         Ok(Action::Checked(text, warnings)) => {
             for warning in warnings {
                 let _ = writeln!(std::io::stderr(), "virtiofsd: {warning}");

@@ -14,12 +14,19 @@ cd "$(dirname "$0")/.."
 PACKAGES=(
     git tar diffutils curl strace            # what the suites run through the bridge, and look with
     sqlite3 fio stress-ng python3            # databases, data verification and stress through the bridge
+    python3-prometheus-client                # the parser that metrics are read with
     e2fsprogs util-linux mount               # file systems of the tests' own, and other users
     uidmap                                   # newuidmap: id maps of an ordinary user
     libcap-ng-dev libseccomp-dev             # to build upstream virtiofsd
     libglib2.0-0 libnuma1                    # to run the C virtiofsd
     g++                                      # the fuzzing runtime
     zstd lz4 xz-utils cpio                   # guest kernels
+    debhelper dh-apparmor lintian            # the Debian package, and what checks it
+    rpm rpm2cpio rpmlint                     # the same for the RPM package
+    apparmor selinux-policy-dev make         # what reads the files in the packages: security policies,
+    bash zsh fish mandoc bsdextrautils       # completions, manuals,
+    systemd                                  # units
+    mmdebstrap                               # a clean Debian system to install the package on
 )
 
 say() { printf '\n== %s\n' "$*"; }
@@ -53,6 +60,9 @@ VIRTIOFSD_TEST_CACHE="${VIRTIOFSD_TEST_CACHE:-$PWD/target/cache}" tests/guest/fe
 
 say "tests"
 cargo test --locked --workspace --no-fail-fast
+
+say "packages: built twice, checked, installed on a clean system with systemd"
+cargo test --locked -p tests --test packaging
 
 say "fuzzing"
 tests/fuzz/run.sh "${FUZZ_SECONDS:-60}" decode chain

@@ -115,7 +115,7 @@ pub enum IdMapError {
         content: String,
     },
     /// The user has no subordinate ids.
-    #[error("{user} has no line in {}: add one (usermod --add-subuids, --add-subgids) or map one id only", path.display())]
+    #[error("{user} has no line in {}: add one with usermod --add-subuids or --add-subgids", path.display())]
     NoSubordinateIds {
         /// The user's name.
         user: String,
@@ -173,6 +173,29 @@ impl IdMaps {
             gid: map(SUBGID, user.gid.as_raw())?,
             setgroups_deny: false,
         })
+    }
+
+    /// Ids from 0 on are the ranges that /etc/subuid and /etc/subgid give to `owner`, who may be an account (by
+    /// name or number) or a name in these files alone. There are as many user ids as group ids: as many as both
+    /// files have. The owner's own id is not among them.
+    ///
+    /// # Errors
+    ///
+    /// [`IdMapError::Read`], [`IdMapError::Parse`], [`IdMapError::NoSubordinateIds`].
+    pub fn of_subids(owner: &str) -> Result<Self, IdMapError> {
+        let owner = SubidOwner::find(owner);
+        let ranges = |path: &'static str| {
+            let path = Path::new(path);
+            subordinate_ranges(path, &read(path)?, &owner, 0)
+        };
+        let (uid, gid) = (ranges(SUBUID)?, ranges(SUBGID)?);
+        let count = total(&uid).min(total(&gid));
+        Ok(Self { uid: first_ids(uid, count), gid: first_ids(gid, count), setgroups_deny: false })
+    }
+
+    /// How many ids from 0 on are both user ids and group ids, where ranges follow one another.
+    pub fn count(&self) -> u32 {
+        total(&self.uid).min(total(&self.gid))
     }
 
     /// Writes the maps for `pid`, which is in a user namespace that a child of the caller has just made. That can
@@ -287,6 +310,32 @@ fn parse_identity_map(path: &Path, text: &str) -> Result<Vec<IdMapEntry>, IdMapE
     parse_lines(path, text, "INNER OUTER COUNT", parse)
 }
 
+/// Whose lines of subuid(5) files count.
+struct SubidOwner {
+    name: String,
+    uid: Option<u32>,
+}
+
+impl SubidOwner {
+    /// An account has a name and a number, either of which may be in the files; a name that is no account's
+    /// may be there as well.
+    fn find(text: &str) -> Self {
+        let number = text.parse::<u32>().ok();
+        let account = match number {
+            Some(uid) => User::from_uid(uid.into()),
+            None => User::from_name(text),
+        };
+        match account {
+            Ok(Some(user)) => Self { name: user.name, uid: Some(user.uid.as_raw()) },
+            Ok(None) | Err(_) => Self { name: text.to_owned(), uid: number },
+        }
+    }
+
+    fn is(&self, owner: &str) -> bool {
+        owner == self.name || (self.uid.is_some() && owner.parse().ok() == self.uid)
+    }
+}
+
 /// The map that subuid(5) text gives to the user who is called `name` or has number `uid`: id 0 is `own`, and
 /// the ranges follow one another from 1.
 fn subordinate_map(
@@ -296,18 +345,30 @@ fn subordinate_map(
     uid: u32,
     own: u32,
 ) -> Result<Vec<IdMapEntry>, IdMapError> {
+    let owner = SubidOwner { name: name.to_owned(), uid: Some(uid) };
+    let mut map = vec![IdMapEntry { inner: 0, outer: own, count: 1 }];
+    map.extend(subordinate_ranges(path, text, &owner, 1)?);
+    map.truncate(MAX_ENTRIES);
+    Ok(map)
+}
+
+/// The ranges that subuid(5) text gives to `owner`, one after another from `inner`; at least one.
+fn subordinate_ranges(
+    path: &Path,
+    text: &str,
+    owner: &SubidOwner,
+    mut inner: u32,
+) -> Result<Vec<IdMapEntry>, IdMapError> {
     let parse = |line: &str| {
         let mut fields = line.split(':');
         match (fields.next(), fields.next(), fields.next(), fields.next()) {
-            (Some(owner), Some(first), Some(count), None) => {
-                let ours = owner == name || owner.parse() == Ok(uid);
-                Some((ours, first.trim().parse::<u32>().ok()?, count.trim().parse::<u32>().ok()?))
+            (Some(whose), Some(first), Some(count), None) => {
+                Some((owner.is(whose), first.trim().parse::<u32>().ok()?, count.trim().parse::<u32>().ok()?))
             }
             _ => None,
         }
     };
-    let mut map = vec![IdMapEntry { inner: 0, outer: own, count: 1 }];
-    let mut inner: u32 = 1;
+    let mut map = Vec::new();
     for (ours, outer, count) in parse_lines(path, text, "USER:FIRST:COUNT", parse)? {
         // What no longer fits below 2^32 - 1 is left out, as are the empty ranges that the kernel refuses.
         let count = count.min(u32::MAX - inner);
@@ -316,10 +377,21 @@ fn subordinate_map(
             inner += count;
         }
     }
-    if map.len() == 1 {
-        return Err(IdMapError::NoSubordinateIds { user: name.to_owned(), path: path.to_owned() });
+    if map.is_empty() {
+        return Err(IdMapError::NoSubordinateIds { user: owner.name.clone(), path: path.to_owned() });
     }
     Ok(map)
+}
+
+/// How many ids there are in ranges that follow one another below 2^32.
+fn total(map: &[IdMapEntry]) -> u32 {
+    map.iter().fold(0, |sum: u32, line| sum.saturating_add(line.count))
+}
+
+/// Of ranges that follow one another from 0, the first `count` ids.
+fn first_ids(map: Vec<IdMapEntry>, count: u32) -> Vec<IdMapEntry> {
+    let within = map.into_iter().filter(|line| line.inner < count);
+    within.map(|line| IdMapEntry { count: line.count.min(count - line.inner), ..line }).collect()
 }
 
 /// Parses each line that is neither empty nor a comment.
@@ -384,6 +456,32 @@ mod tests {
     fn subordinate_ids_end_below_the_id_that_is_none() {
         let map = subordinate_map(Path::new("/s"), "a:7:4294967295\na:1:1\n", "a", 1, 1).unwrap();
         assert_eq!(map, [entry(0, 1, 1), entry(1, 7, u32::MAX - 1)]);
+    }
+
+    #[test]
+    fn ranges_of_a_name_or_a_number_follow_one_another_from_0() {
+        let ranges = |owner: &SubidOwner| {
+            let text = "tenant:100000:65536\n1000:7:3\nother:1:1\ntenant:300000:10\n01000:20:1\n";
+            subordinate_ranges(Path::new("/s"), text, owner, 0)
+        };
+        let owner = |name: &str, uid| SubidOwner { name: name.to_owned(), uid };
+        let of_tenant = [entry(0, 100_000, 65_536), entry(65_536, 300_000, 10)];
+        assert_eq!(ranges(&owner("tenant", None)).unwrap(), of_tenant);
+        assert_eq!(ranges(&owner("a", Some(1000))).unwrap(), [entry(0, 7, 3), entry(3, 20, 1)]);
+        assert!(matches!(ranges(&owner("b", None)), Err(IdMapError::NoSubordinateIds { .. })));
+        assert_eq!(SubidOwner::find("no such tenant").uid, None);
+        let root = SubidOwner::find("0");
+        assert_eq!((root.name.as_str(), root.uid), ("root", Some(0)));
+        assert_eq!(SubidOwner::find("root").uid, Some(0));
+    }
+
+    #[test]
+    fn no_more_ids_are_taken_than_wanted() {
+        let map = || vec![entry(0, 100, 10), entry(10, 500, 10), entry(20, 900, 5)];
+        assert_eq!(first_ids(map(), 25), map());
+        assert_eq!(first_ids(map(), 15), [entry(0, 100, 10), entry(10, 500, 5)]);
+        assert_eq!(first_ids(map(), 10), [entry(0, 100, 10)]);
+        assert_eq!(total(&map()), 25);
     }
 
     #[test]

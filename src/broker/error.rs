@@ -85,9 +85,23 @@ pub enum BrokerError {
     /// The share's mount for the worker.
     #[error("cannot prepare the shared directory for the worker: {0}")]
     CloneShare(#[from] MountError),
-    /// `--worker-ids=shifted` where that can't be.
-    #[error("--worker-ids=shifted is not possible here: {0}. Use --worker-ids=auto or identity")]
-    ShiftedImpossible(MountError),
+    /// `--worker-ids=shifted` or `subids` where that can't be.
+    #[error("--worker-ids={mode} is not possible here: {source}. Use --worker-ids=auto or identity")]
+    ShiftedImpossible {
+        /// "shifted", "subids".
+        mode: &'static str,
+        /// The kernel's reason.
+        source: MountError,
+    },
+    /// One of these by an ordinary user.
+    #[error(
+        "--worker-ids={mode} needs CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID, as root has them. Without it an \
+         ordinary user's worker gets the user's own id, and its sub-ids where it has some"
+    )]
+    ShiftedUnprivileged {
+        /// "shifted", "subids".
+        mode: &'static str,
+    },
     /// `--inode-file-handles=mandatory` where that can't be.
     #[error("--inode-file-handles=mandatory, but file handles cannot be used here: {0}. Use prefer or never")]
     HandlesMandatory(String),

@@ -25,6 +25,19 @@ fn fd_result(result: c_long) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// `ioctl(SIOCOUTQ)`, which has the number of `TIOCOUTQ`: how much of what was sent on a UNIX socket its reader has
+/// not read yet; 0 is nothing.
+///
+/// # Errors
+/// The kernel's.
+pub fn unread(socket: BorrowedFd<'_>) -> Result<c_int, Errno> {
+    let mut amount: c_int = 0;
+    // SAFETY: this request writes one int, to a variable that outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut amount) };
+    Errno::result(result)?;
+    Ok(amount)
+}
+
 /// `name_to_handle_at(fd, "", AT_EMPTY_PATH)`: the handle of the file that `fd` is, and the id of its mount.
 ///
 /// # Errors

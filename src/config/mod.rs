@@ -119,7 +119,7 @@ pub enum LandlockMode {
 }
 
 /// `--worker-ids`: how guest ids map to the host's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WorkerIds {
     /// Shifted with an idmapped mount where the file system has them, else identity.
     Auto,
@@ -130,6 +130,8 @@ pub enum WorkerIds {
         /// Number of ids.
         count: u32,
     },
+    /// Shifted to the ranges that this user (name or number) has in /etc/subuid and /etc/subgid.
+    Subids(String),
     /// One to one.
     Identity,
 }

@@ -183,12 +183,13 @@ pub(super) struct Options {
     #[arg(long, value_name = ":INNER:OUTER:COUNT:", help_heading = "Users and groups")]
     pub gid_map: Vec<IdMapEntry>,
 
-    /// Which host ids the worker runs with: auto, identity, shifted or shifted:BASE:COUNT
+    /// Which host ids the worker runs with: auto, identity, shifted, shifted:BASE:COUNT or subids:USER
     ///
     /// shifted: ids 0 to COUNT-1 of the guest are ids of the host that nobody else has, and a mount of the share
-    /// translates them back, so that files on disk have the guest's ids. identity: the guest's ids are the
-    /// host's, for file systems that cannot be mounted so. auto: shifted where it can be had. In all of them the
-    /// worker has no privilege on the host.
+    /// translates them back, so that files on disk have the guest's ids. subids: the same with the ranges that
+    /// USER has in /etc/subuid and /etc/subgid. identity: the guest's ids are the host's, for file systems that
+    /// cannot be mounted so. auto: shifted where it can be had. In all of them the worker has no privilege on
+    /// the host.
     #[arg(long, value_name = "MODE", help_heading = "Users and groups", default_value = "auto")]
     #[arg(conflicts_with_all = ["uid_map", "gid_map"])]
     pub worker_ids: WorkerIds,

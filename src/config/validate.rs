@@ -168,8 +168,13 @@ fn confinement(
 ) -> Result<Confinement, CliError> {
     check_id_map("--uid-map", &options.uid_map, options.sandbox, environment)?;
     check_id_map("--gid-map", &options.gid_map, options.sandbox, environment)?;
-    if matches!(options.worker_ids, WorkerIds::Shifted { .. }) && options.sandbox != SandboxMode::Namespace {
-        return Err(CliError::NeedsNamespace { option: "--worker-ids=shifted" });
+    let needs_namespace = match options.worker_ids {
+        WorkerIds::Auto | WorkerIds::Identity => None,
+        WorkerIds::Shifted { .. } => Some("--worker-ids=shifted"),
+        WorkerIds::Subids(_) => Some("--worker-ids=subids"),
+    };
+    if let Some(option) = needs_namespace.filter(|_| options.sandbox != SandboxMode::Namespace) {
+        return Err(CliError::NeedsNamespace { option });
     }
     Ok(Confinement {
         sandbox: options.sandbox,

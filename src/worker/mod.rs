@@ -19,7 +19,7 @@ pub mod migrate;
 mod pace;
 mod pool;
 mod queue;
-mod recorder;
+pub mod recorder;
 mod request;
 mod view;
 mod vring;

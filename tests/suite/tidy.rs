@@ -194,6 +194,7 @@ const FOREIGN_OPTIONS: &[&str] = &[
     "--rounds",
     "--save",
     "--test",
+    "--unix-socket",
     "--wait",
 ];
 

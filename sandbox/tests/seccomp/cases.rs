@@ -133,6 +133,7 @@ pub const CASES: &[Case] = &[
     case("supervision/pidfd_send_signal:SIGKILL", &[NO, 9], Same(&[NO, 18])),
     case("supervision/waitid:P_PIDFD", &[3, NO], Same(&[1, NO])),
     case("supervision/unlinkat:a file", &[NO], Same(&[NO, 0, 0x200])),
+    case("supervision/ioctl:SIOCOUTQ", &[NO, 0x5411], Same(&[NO, 0x5412])),
     case("supervision/capset", &[], Other("capget", &[])),
     case("supervision/openat=EACCES", &[AT_FDCWD], Other("openat2", &[NO])),
     case("broker/poll", &[0, NO], Other("pselect6", &[NO])),

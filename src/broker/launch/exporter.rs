@@ -7,16 +7,18 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use sandbox::id_maps::IdMaps;
+use sandbox::id_maps::{IdMapEntry, IdMaps};
 use sandbox::namespaces::Namespaces;
 use sandbox::process::{Child, Spawn};
 
+use super::worker::spawn_in_namespaces;
 use crate::broker::BrokerError;
 use crate::broker::log::Subject as LogSubject;
 use crate::broker::requests::HostIds;
 use crate::config::{Config, SandboxMode};
 use crate::exporter::Instructions;
 use crate::exporter::snapshot::Subject;
+use crate::protocol::message::Layer;
 use crate::protocol::metrics::MetricsMemory;
 use crate::protocol::{EXPORTER_ARGV0, EXPORTER_MEMORY_FD, EXPORTER_SOCKET_FD};
 
@@ -39,15 +41,24 @@ pub fn start(
         .map_err(BrokerError::OwnExecutable)?;
     let memory = memory.read_only()?;
     let in_namespaces = config.confinement.sandbox == SandboxMode::Namespace;
-    let request = Spawn {
+    let instructions = instructions(config, subject)?;
+    let request = |namespaces| Spawn {
         exe: exe.as_fd(),
-        argv: vec![EXPORTER_ARGV0.to_owned(), instructions(config, subject)?],
+        argv: vec![EXPORTER_ARGV0.to_owned(), instructions.clone()],
         envp: Vec::new(),
         fds: vec![(listener.as_fd(), EXPORTER_SOCKET_FD), (memory.as_fd(), EXPORTER_MEMORY_FD)],
-        namespaces: if in_namespaces { Namespaces::all() } else { Namespaces::empty() },
+        namespaces,
         id_maps: in_namespaces.then(|| id_map(worker_ids, privileged)),
     };
-    Ok(request.spawn()?)
+    Ok(if in_namespaces {
+        let tell = |missing: &[Layer], reason: &str| {
+            let names: Vec<String> = missing.iter().map(Layer::to_string).collect();
+            log::info!("the process that shows metrics has no {} of its own: {reason}", names.join(", "));
+        };
+        spawn_in_namespaces(Namespaces::all(), request, |_| (), tell)?.0
+    } else {
+        request(Namespaces::empty()).spawn()?
+    })
 }
 
 /// One id of the worker's range, so that no other device's process has it; in a pid namespace of its own.
@@ -55,8 +66,10 @@ fn id_map(worker_ids: &HostIds, privileged: bool) -> IdMaps {
     if !privileged {
         return IdMaps::own();
     }
-    let id = worker_ids.uid(0).filter(|id| *id != 0).unwrap_or(NOBODY);
-    IdMaps::shifted(id, 1)
+    let map = |id: Option<u32>| {
+        vec![IdMapEntry { inner: 0, outer: id.filter(|id| *id != 0).unwrap_or(NOBODY), count: 1 }]
+    };
+    IdMaps { uid: map(worker_ids.uid(0)), gid: map(worker_ids.gid(0)), setgroups_deny: false }
 }
 
 /// The limits in force, by their options' names.

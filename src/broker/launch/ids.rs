@@ -3,6 +3,7 @@
 use nix::unistd::{User, getegid, geteuid};
 use sandbox::id_maps::{self, IdMapError, IdMaps};
 
+use crate::broker::BrokerError;
 use crate::broker::requests::HostIds;
 use crate::config::{Confinement, IdMapEntry, SandboxMode, WorkerIds};
 use crate::protocol::message::{IdsInForce, Layer, LayerReport, LayerState};
@@ -38,6 +39,17 @@ impl IdPlan {
         }
     }
 
+    fn subids(owner: &str) -> Result<Self, IdMapError> {
+        let maps = IdMaps::of_subids(owner)?;
+        let count = maps.count();
+        let description = format!(
+            "shifted to the sub-ids of {owner} (users {}, groups {}), with an id-mapped mount of the share",
+            ranges(&maps.uid),
+            ranges(&maps.gid)
+        );
+        Ok(Self { maps: Some(maps), idmapped: true, in_force: IdsInForce::Shifted(count), description })
+    }
+
     fn identity() -> Result<Self, IdMapError> {
         let text = "the host's own, in a user namespace";
         Ok(Self::of_maps(IdMaps::identity()?, IdsInForce::Identity, text))
@@ -66,11 +78,23 @@ impl IdPlan {
     }
 }
 
+/// FIRST:COUNT of the host, for the log; the first few.
+fn ranges(lines: &[id_maps::IdMapEntry]) -> String {
+    const SHOWN: usize = 4;
+    let mut words: Vec<_> =
+        lines.iter().take(SHOWN).map(|line| format!("{}:{}", line.outer, line.count)).collect();
+    if lines.len() > SHOWN {
+        words.push(format!("{} more", lines.len() - SHOWN));
+    }
+    words.join(" ")
+}
+
 /// The plans to try in this order; at least one. `privileged`: the caller may map any ids.
 ///
 /// # Errors
-/// When the files in `/proc` that tell the caller's own ids can't be read.
-pub fn plans(confinement: &Confinement, privileged: bool) -> Result<Vec<IdPlan>, IdMapError> {
+/// When the files that tell the caller's own ids or the sub-ids can't be read or have none, or the caller may not
+/// give what was asked for.
+pub fn plans(confinement: &Confinement, privileged: bool) -> Result<Vec<IdPlan>, BrokerError> {
     if confinement.sandbox != SandboxMode::Namespace {
         return Ok(vec![without_namespace(privileged)]);
     }
@@ -78,13 +102,26 @@ pub fn plans(confinement: &Confinement, privileged: bool) -> Result<Vec<IdPlan>,
         return Ok(vec![configured(confinement, privileged)?]);
     }
     if !privileged {
-        return Ok(unprivileged());
+        return match shifted_mode(&confinement.worker_ids) {
+            Some(mode) => Err(BrokerError::ShiftedUnprivileged { mode }),
+            None => Ok(unprivileged()),
+        };
     }
-    Ok(match confinement.worker_ids {
+    Ok(match &confinement.worker_ids {
         WorkerIds::Auto => vec![IdPlan::shifted(AUTO_BASE, AUTO_COUNT), IdPlan::identity()?],
-        WorkerIds::Shifted { base, count } => vec![IdPlan::shifted(base, count)],
+        WorkerIds::Shifted { base, count } => vec![IdPlan::shifted(*base, *count)],
+        WorkerIds::Subids(owner) => vec![IdPlan::subids(owner)?],
         WorkerIds::Identity => vec![IdPlan::identity()?],
     })
+}
+
+/// The mode's name, if it asks for ids that only privilege can give.
+pub fn shifted_mode(ids: &WorkerIds) -> Option<&'static str> {
+    match ids {
+        WorkerIds::Auto | WorkerIds::Identity => None,
+        WorkerIds::Shifted { .. } => Some("shifted"),
+        WorkerIds::Subids(_) => Some("subids"),
+    }
 }
 
 fn without_namespace(privileged: bool) -> IdPlan {
@@ -177,6 +214,22 @@ mod tests {
         let plans = plans(&mapped, true).unwrap();
         assert_eq!(plans.len(), 1);
         assert_eq!((plans[0].host_ids().uid(3), plans[0].host_ids().gid(3)), (Some(503), Some(3)));
+    }
+
+    #[test]
+    fn an_ordinary_user_cannot_ask_for_other_ids() {
+        for ids in [WorkerIds::Shifted { base: 100_000, count: 1 }, WorkerIds::Subids("root".to_owned())] {
+            let error = plans(&confinement(SandboxMode::Namespace, ids), false).unwrap_err();
+            assert!(matches!(error, BrokerError::ShiftedUnprivileged { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_log_names_the_first_ranges() {
+        let line = |outer| id_maps::IdMapEntry { inner: 0, outer, count: 5 };
+        assert_eq!(ranges(&[line(10), line(20)]), "10:5 20:5");
+        let many: Vec<_> = (0..7).map(line).collect();
+        assert_eq!(ranges(&many), "0:5 1:5 2:5 3:5 3 more");
     }
 
     #[test]

@@ -12,12 +12,12 @@ use sandbox::namespaces::Namespaces;
 use sandbox::network::NetworkNamespace;
 use sandbox::process::{Child, Spawn, SpawnError};
 
-use super::ids::{IdPlan, plans};
+use super::ids::{IdPlan, plans, shifted_mode};
 use super::report_missing;
 use super::share::Share;
 use crate::broker::BrokerError;
 use crate::broker::requests::HostIds;
-use crate::config::{Config, SandboxMode, WorkerIds};
+use crate::config::{Config, SandboxMode};
 use crate::protocol::channel;
 use crate::protocol::message::{IdsInForce, Layer, LayerReport, LayerState, ShareKind, ShareMount};
 use crate::protocol::{BrokerEnd, CHANNEL_FD, LOG_FD, WORKER_ARGV0};
@@ -95,13 +95,14 @@ fn is_about_ids(error: &BrokerError) -> bool {
 }
 
 fn explain(error: BrokerError, config: &Config) -> BrokerError {
-    match error {
-        BrokerError::CloneShare(
-            source @ (MountError::IdmapUnsupported { .. } | MountError::Idmap { .. }),
-        ) if matches!(config.confinement.worker_ids, WorkerIds::Shifted { .. }) => {
-            BrokerError::ShiftedImpossible(source)
-        }
-        error => error,
+    match (error, shifted_mode(&config.confinement.worker_ids)) {
+        (
+            BrokerError::CloneShare(
+                source @ (MountError::IdmapUnsupported { .. } | MountError::Idmap { .. }),
+            ),
+            Some(mode),
+        ) => BrokerError::ShiftedImpossible { mode, source },
+        (error, _) => error,
     }
 }
 
@@ -130,9 +131,11 @@ fn try_start(
     let (process, view) = in_directory(share, || match (config.confinement.sandbox, network) {
         (SandboxMode::Namespace, Some(network)) => {
             let others = Namespaces::all().difference(Namespaces::NET);
-            Ok(network.inside(|| spawn_in_namespaces(others, request, prepare))??)
+            Ok(network.inside(|| spawn_in_namespaces(others, request, prepare, report_missing))??)
         }
-        (SandboxMode::Namespace, None) => Ok(spawn_in_namespaces(Namespaces::all(), request, prepare)?),
+        (SandboxMode::Namespace, None) => {
+            Ok(spawn_in_namespaces(Namespaces::all(), request, prepare, report_missing)?)
+        }
         (SandboxMode::Chroot | SandboxMode::None, _) => {
             Ok::<_, BrokerError>(request(Namespaces::empty()).spawn_while(prepare)?)
         }
@@ -154,11 +157,16 @@ fn try_start(
 const NEEDED: Namespaces = Namespaces::USER.union(Namespaces::MOUNT).union(Namespaces::PID);
 
 /// With the namespaces that are wanted, or with those that are needed where making the others is forbidden: by
-/// systemd's `RestrictNamespaces=`, say, in a unit that has private ones for the broker and its worker.
-fn spawn_in_namespaces<'a, T>(
+/// systemd's `RestrictNamespaces=`, say, in a unit that has private ones for the broker and its processes. `tell` hears
+/// of those that are missing then, and why.
+///
+/// # Errors
+/// [`SpawnError`], by step; no process is left then.
+pub fn spawn_in_namespaces<'a, T>(
     wanted: Namespaces,
     request: impl Fn(Namespaces) -> Spawn<'a>,
     meanwhile: impl Fn(&Child) -> T,
+    tell: impl FnOnce(&[Layer], &str),
 ) -> Result<(Child, T), SpawnError> {
     let refused = match request(wanted).spawn_while(&meanwhile) {
         Err(refused @ SpawnError::Clone { errno: Errno::EPERM, .. }) => refused,
@@ -177,7 +185,7 @@ fn spawn_in_namespaces<'a, T>(
     let missing: Vec<Layer> = missing.map(|(_, layer)| layer).collect();
     let reason = "it is the broker's: making others is forbidden here (EPERM), for instance by RestrictNamespaces= \
                   of a unit";
-    report_missing(&missing, reason);
+    tell(&missing, reason);
     Ok(started)
 }
 

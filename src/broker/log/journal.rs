@@ -63,7 +63,8 @@ impl Journal {
         Ok(Some(Self::over(socket, subject)))
     }
 
-    fn over(socket: UnixDatagram, subject: &Subject) -> Self {
+    /// Over a connected socket.
+    pub(super) fn over(socket: UnixDatagram, subject: &Subject) -> Self {
         Self { socket, shared: subject.fields() }
     }
 

@@ -5,6 +5,8 @@
 //! output can't take are counted and the loss is told when it takes lines again. Everything is escaped, whoever
 //! wrote it: an operator's terminal and log files see no control characters.
 //!
+//! Before the process ends, [`log::Log::flush`] is called: see [`output::Output::flush`].
+//!
 //! - `mod.rs`: the logger of the process; `output.rs`: the outputs; `journal.rs`: the journal's protocol; `clock.rs`: time stamps;
 //! - `escape.rs`: text for one line; `forward.rs`: the worker's pipe → lines, limited in number.
 
@@ -81,5 +83,9 @@ impl Log for BrokerLogger {
         }
     }
 
-    fn flush(&self) {}
+    fn flush(&self) {
+        if let Some(output) = self.output.get() {
+            output.flush();
+        }
+    }
 }

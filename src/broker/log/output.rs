@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::clock;
 use super::journal::Journal;
+use crate::broker::sys;
 use crate::protocol::log_line::severity;
 
 /// Where syslogd and journald listen.
@@ -18,6 +19,9 @@ pub const SYSLOG_SOCKET: &str = "/dev/log";
 /// How long one line may wait for an output that takes none, in milliseconds; while it goes on not taking any, the
 /// next lines wait no more.
 const MAX_WAIT_MS: u16 = 100;
+
+/// How often, a millisecond apart, the end of the process waits for the journal to read what it was sent.
+const MAX_FLUSH_PAUSES: u16 = 500;
 
 /// RFC 3164's facility "user-level messages".
 const FACILITY_USER: u8 = 1;
@@ -82,6 +86,24 @@ impl Output {
         }
         if !self.try_write(level, origin, text) {
             self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Before the process ends: waits, but not long, until the journal has read what it was sent. It asks the kernel
+    /// which unit a line is from by the process id of its writer; a line whose writer is gone by then belongs to no
+    /// unit, and `journalctl -u` would not show why the daemon failed.
+    pub fn flush(&self) {
+        let Destination::Journal { journal, failed } = &self.destination else { return };
+        if failed.load(Ordering::Relaxed) {
+            return;
+        }
+        for _ in 0..MAX_FLUSH_PAUSES {
+            let read = !sys::unread(journal.socket.as_fd()).is_ok_and(|bytes| bytes > 0);
+            // Once it has read, it has yet to ask: one pause more.
+            let _ = poll(&mut [], PollTimeout::from(1u8));
+            if read {
+                return;
+            }
         }
     }
 
@@ -152,6 +174,7 @@ fn syslog_line(pid: u32, level: Level, origin: Origin, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::log::Subject;
 
     #[test]
     fn lines_have_their_documented_form() {
@@ -159,6 +182,25 @@ mod tests {
         assert!(line.starts_with("[2") && line.ends_with("Z INFO  virtiofsd] worker: text\n"), "{line}");
         let line = syslog_line(42, Level::Error, Origin::Broker, "text");
         assert!(line.starts_with("<11>") && line.ends_with(" virtiofsd[42]: text"), "{line}");
+    }
+
+    #[test]
+    fn the_end_waits_until_the_journal_has_read() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let output = Output::journal(Journal::over(ours, &Subject::default()));
+        output.write(Level::Error, Origin::Broker, "why");
+        let reader = std::thread::spawn(move || {
+            // By then the other thread waits, most likely; if it doesn't yet, the test passes all the same.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let read = std::time::Instant::now();
+            let mut buffer = [0; 4096];
+            theirs.recv(&mut buffer).unwrap();
+            (read, theirs)
+        });
+        output.flush();
+        let flushed = std::time::Instant::now();
+        let (read, _theirs) = reader.join().unwrap();
+        assert!(flushed >= read, "it ended before the line was read");
     }
 
     /// One end of a socket pair that nobody reads from.

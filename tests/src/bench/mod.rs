@@ -9,7 +9,7 @@
 //! - [`guest`]: a started daemon; [`message`]: requests; [`engine`]: the loop that keeps requests in flight and
 //!   measures; [`scripts`]: what the workloads send; [`histogram`] and [`tree`]: what is measured.
 //! - [`run`]: rounds; [`million`]: a working set of a million inodes; [`syscalls`]: system calls per request;
-//!   [`kernel`]: ordinary programs, through the kernel's own client.
+//!   [`kernel`]: ordinary programs, through the kernel's own client; [`recorder`]: what counting costs.
 //! - [`report`] prints, [`proofs`] judges.
 
 pub mod engine;
@@ -21,6 +21,7 @@ pub mod message;
 pub mod million;
 pub mod native;
 pub mod proofs;
+pub mod recorder;
 pub mod report;
 pub mod run;
 pub mod scripts;

@@ -44,6 +44,10 @@ const TWO_QUEUES: f64 = 1.6;
 const FRONT_SHARE: f64 = 2.0 / TWO_QUEUES - 1.0;
 /// Private memory of all processes after start, in MiB.
 const PRIVATE_MIB: f64 = 8.0;
+/// Of counting a request over all of it.
+const COUNTING: f64 = 0.01;
+/// The cheapest requests, by workloads.
+const CHEAP: [&str; 2] = ["getattr", "read-4k"];
 /// Bytes in a MiB.
 const MIB: f64 = 1_048_576.0;
 
@@ -88,6 +92,9 @@ pub fn judge(results: &Results) -> Vec<Proof> {
     }
     scaling(results, &judged.name, &mut proofs);
     alone(results, &judged.name, &mut proofs);
+    if judged.implementation == Implementation::Ours {
+        counting(results, &judged.name, &mut proofs);
+    }
     proofs
 }
 
@@ -148,6 +155,19 @@ fn alone(results: &Results, judged: &str, proofs: &mut Vec<Proof>) {
     }
 }
 
+fn counting(results: &Results, judged: &str, proofs: &mut Vec<Proof>) {
+    let Some(counting) = results.counting else { return };
+    for workload in CHEAP {
+        if let Some(all) = results.median(workload, judged, Metric::DaemonCpu) {
+            proofs.push(Proof::at_most(
+                format!("{workload}: CPU of counting it ÷ all"),
+                counting / all,
+                COUNTING,
+            ));
+        }
+    }
+}
+
 fn working_set(million: &Million, proofs: &mut Vec<Proof>) {
     let parts = [&million.lookup, &million.getattr, &million.readdirplus];
     let failed = parts.iter().filter(|part| part.failure.is_some()).count();
@@ -169,7 +189,7 @@ pub fn text(proofs: &[Proof]) -> String {
         let verdict = if proof.holds() { "holds" } else { "FAILS" };
         let relation = if proof.at_most { "≤" } else { "≥" };
         let Proof { what, measured, limit, .. } = proof;
-        let _ = writeln!(text, "  {verdict}  {what:<width$}  {measured:>9.2} {relation} {limit}");
+        let _ = writeln!(text, "  {verdict}  {what:<width$}  {measured:>9.3} {relation} {limit}");
     }
     let held = proofs.iter().filter(|proof| proof.holds()).count();
     let _ = writeln!(text, "{held} of {} thresholds hold", proofs.len());
@@ -193,6 +213,7 @@ mod tests {
     #[test]
     fn thresholds_name_workloads() {
         let names: Vec<String> = workload::all().into_iter().map(|workload| workload.name).collect();
+        assert!(CHEAP.iter().all(|name| names.iter().any(|known| known == name)));
         assert!(UPSTREAM.iter().all(|(name, ..)| names.iter().any(|known| known == name)));
     }
 }

@@ -27,6 +27,8 @@ pub struct Results {
     pub outcome: Outcome,
     /// By daemon's name.
     pub million: BTreeMap<String, Result<Million, String>>,
+    /// CPU time that our daemon takes to count a request, in microseconds.
+    pub counting: Option<f64>,
 }
 
 /// A figure of a measurement.
@@ -278,6 +280,7 @@ impl Results {
             "startups": to_json(&self.outcome.startups),
             "idle": to_json::<BTreeMap<String, Idle>>(&self.outcome.idle),
             "million": million,
+            "counting_us": self.counting,
             "failures": self.outcome.failures,
         })
     }

@@ -17,7 +17,7 @@ use tests::bench::run::{IDLE, NATIVE, Plan, STARTUP, run};
 use tests::bench::spec::{DaemonSpec, default_daemons, variants};
 use tests::bench::tree::OwnPriority;
 use tests::bench::workload::{self, Workload};
-use tests::bench::{kernel, million, proofs, syscalls};
+use tests::bench::{kernel, million, proofs, recorder, syscalls};
 use tests::frontend::Wait;
 
 /// Measures vhost-user-fs daemons side by side, on the same directory, through an in-process front end.
@@ -205,6 +205,7 @@ fn measure(arguments: &RunArguments) -> io::Result<bool> {
         daemons: plan.daemons.clone(),
         workloads: plan.workloads.clone(),
         outcome,
+        counting: Some(recorder::cost().map_err(io::Error::other)?),
         ..Default::default()
     };
     if arguments.wants_million() {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tests::bounded::bounded;
 use tests::daemon::DaemonCommand;
 use tests::frontend::DeviceConfig;
@@ -207,14 +207,32 @@ fn an_ordinary_user_with_squashed_ids() {
 }
 
 /// Gives `nobody` sub-ids, for the processes of this test only.
-fn subordinate_ids(first: u32, count: u32) -> TempDir {
-    let dir = TempDir::short();
-    let file = dir.path().join("ids");
-    fs::write(&file, format!("nobody:{first}:{count}\n")).unwrap();
-    for path in ["/etc/subuid", "/etc/subgid"] {
+fn subordinate_ids(first: u32, count: u32) -> SubidFiles {
+    let line = format!("nobody:{first}:{count}\n");
+    subid_files(&line, &line)
+}
+
+const SUBID_FILES: [&str; 2] = ["/etc/subuid", "/etc/subgid"];
+
+/// Contents of [`SUBID_FILES`], for the processes of this test only, until it is dropped.
+struct SubidFiles(TempDir);
+
+fn subid_files(users: &str, groups: &str) -> SubidFiles {
+    let files = SubidFiles(TempDir::short());
+    for (path, lines) in SUBID_FILES.into_iter().zip([users, groups]) {
+        let file = files.0.path().join(Path::new(path).file_name().unwrap());
+        fs::write(&file, lines).unwrap();
         mount(Some(&file), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
     }
-    dir
+    files
+}
+
+impl Drop for SubidFiles {
+    fn drop(&mut self) {
+        for path in SUBID_FILES {
+            umount2(path, MntFlags::MNT_DETACH).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -297,5 +315,55 @@ fn shifted_ids_that_cannot_be_had_are_an_error() {
         let mut daemon = command(&share).args(["--worker-ids=shifted"]).start();
         assert_eq!(daemon.wait(tests::daemon::PATIENCE).code(), Some(1));
         assert!(daemon.stderr().contains("--worker-ids"), "{}", daemon.stderr());
+    });
+}
+
+#[test]
+fn a_tenants_ids_come_from_the_subid_files() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        let users = "other:1:1\ntenant-a:700000:1000\ntenant-a:800000:5000\n";
+        let _ids = subid_files(users, "tenant-a:900000:4000\n");
+        let mut session =
+            Session::start(command(&share).args(["--worker-ids=subids:tenant-a"]), DeviceConfig::default());
+        let worker = session.daemon.descendants()[0];
+        let map = |name: &str| -> Vec<u32> {
+            let text = fs::read_to_string(format!("/proc/{worker}/{name}")).unwrap();
+            text.split_whitespace().map(|number| number.parse().unwrap()).collect()
+        };
+        // As many as both files have.
+        assert_eq!(map("uid_map"), [0, 700_000, 1000, 1000, 800_000, 3000]);
+        assert_eq!(map("gid_map"), [0, 900_000, 4000]);
+        let owner = fs::metadata(format!("/proc/{worker}")).unwrap();
+        assert_eq!((owner.uid(), owner.gid()), (700_000, 900_000));
+        // On disk are the guest's.
+        let client = session.client();
+        client.setattr(ROOT, SetAttr { valid: fattr::MODE, mode: 0o777, ..Default::default() }).unwrap();
+        client.caller = Caller { uid: 3999, gid: 3998, pid: 1 };
+        client.mkdir(ROOT, "by-3999", 0o755).unwrap();
+        let made = fs::metadata(share.join("by-3999")).unwrap();
+        assert_eq!((made.uid(), made.gid()), (3999, 3998));
+        client.caller = Caller { uid: 4000, gid: 0, pid: 1 };
+        assert!(client.mkdir(ROOT, "by-4000", 0o755).is_err(), "beyond the ranges there is nobody");
+        let (status, stderr) = session.finish();
+        assert!(status.success(), "{status}\n{stderr}");
+        assert!(stderr.contains("users 700000:1000 800000:3000, groups 900000:4000"), "{stderr}");
+    });
+}
+
+#[test]
+fn a_tenant_without_sub_ids_is_told() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        for (users, groups, complaint) in [
+            ("other:1:1\n", "tenant-a:5:5\n", "tenant-a has no line in /etc/subuid"),
+            ("tenant-a:5:5\n", "", "tenant-a has no line in /etc/subgid"),
+            ("tenant-a:5\n", "tenant-a:5:5\n", "/etc/subuid line 1"),
+        ] {
+            let _ids = subid_files(users, groups);
+            let mut daemon = command(&share).args(["--worker-ids=subids:tenant-a"]).start();
+            assert_eq!(daemon.wait(tests::daemon::PATIENCE).code(), Some(1));
+            assert!(daemon.stderr().contains(complaint), "{}", daemon.stderr());
+        }
     });
 }

@@ -19,6 +19,18 @@ const STATE_LIMIT: Duration = Duration::from_secs(30);
 /// The download of a Debian root, the first time.
 const ROOT_LIMIT: Duration = Duration::from_secs(900);
 
+/// The files of a clean Debian system, unpacked anew.
+pub fn clean_root() -> TempDir {
+    let script = paths::workspace().join("packaging/test/root");
+    let tar = program(script, "mmdebstrap")
+        .env("VIRTIOFSD_TEST_CACHE", paths::cache_dir())
+        .limit(ROOT_LIMIT)
+        .succeed();
+    let root = TempDir::on_disk();
+    program("tar", "tar").args(["-xpf", tar.trim(), "-C"]).args([root.path()]).succeed();
+    root
+}
+
 /// A running system. Dropping it ends it and removes its files.
 pub struct Container {
     process: Child,
@@ -29,14 +41,8 @@ pub struct Container {
 impl Container {
     /// Boots a new one and waits until systemd has started all it has to.
     pub fn boot() -> Container {
-        let scripts = paths::workspace().join("packaging/test");
-        let tar = program(scripts.join("root"), "mmdebstrap")
-            .env("VIRTIOFSD_TEST_CACHE", paths::cache_dir())
-            .limit(ROOT_LIMIT)
-            .succeed();
-        let root = TempDir::on_disk();
-        program("tar", "tar").args(["-xpf", tar.trim(), "-C"]).args([root.path()]).succeed();
-        let mut process = Command::new(scripts.join("container"))
+        let root = clean_root();
+        let mut process = Command::new(paths::workspace().join("packaging/test/container"))
             .arg(root.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -14,7 +14,9 @@ use crate::files::options;
 const DOCUMENTS: [&str; 3] = ["docs/operations.md", "docs/integration.md", "packaging/README.md"];
 
 /// Options of other programs in the documents, each with the program.
-const FOREIGN: [(&str, &str); 5] = [
+const FOREIGN: [(&str, &str); 7] = [
+    ("json", "virtiofsd stat"),
+    ("unix-socket", "curl"),
     ("now", "systemctl"),
     ("format", "git"),
     ("memory", "cloud-hypervisor"),

@@ -22,6 +22,12 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 const SERVICE: &str = "virtiofsd@data.service";
 const SOCKET: &str = "virtiofsd@data.socket";
+const METRICS: &str = "/run/virtiofsd/data/metrics";
+const CONFIGURATION: &str = "shared-dir = \"/srv/data\"
+xattr = true
+metrics-socket = \"/run/virtiofsd/data/metrics\"
+limit-ops = 100000
+";
 
 #[test]
 fn the_package_serves_and_leaves_nothing() {
@@ -77,8 +83,7 @@ fn enable(container: &Container) {
     fs::create_dir(container.root().join("srv/data")).unwrap();
     fs::write(container.root().join("srv/data/from-host"), "hello from the host\n").unwrap();
     fs::set_permissions(container.root().join("srv/data"), fs::Permissions::from_mode(0o777)).unwrap();
-    fs::write(container.root().join("etc/virtiofsd/data.toml"), "shared-dir = \"/srv/data\"\nxattr = true\n")
-        .unwrap();
+    fs::write(container.root().join("etc/virtiofsd/data.toml"), CONFIGURATION).unwrap();
     container.check("virtiofsd --check-config /etc/virtiofsd/data.toml");
     container.check(&format!("systemctl enable --quiet --now {SOCKET}"));
     assert_eq!(
@@ -139,11 +144,19 @@ fn is_confined_while_it_serves(container: &Container) {
     assert_eq!(field(&broker, "CapBnd"), "0000000000000004");
     let own = container.check("id -u virtiofsd");
     assert_eq!(field(&broker, "Uid"), [own.as_str(); 4].join(" "));
-    let worker = container.check(&format!("cat /proc/{broker}/task/{broker}/children"));
-    assert_eq!(field(worker.trim(), "Uid"), ["2147483648"; 4].join(" "));
-    for pid in [broker.as_str(), worker.trim()] {
+    let children = container.check(&format!("cat /proc/{broker}/task/{broker}/children"));
+    let (worker, exporter) = children.trim().split_once(' ').expect("a worker and who shows metrics");
+    for pid in [worker, exporter] {
+        assert_eq!(field(pid, "Uid"), ["2147483648"; 4].join(" "));
+    }
+    for pid in [broker.as_str(), worker, exporter] {
         assert_eq!((field(pid, "NoNewPrivs"), field(pid, "Seccomp")), ("1".to_owned(), "2".to_owned()));
     }
+    assert!(
+        container.check(&format!("virtiofsd stat --once {METRICS}")).contains("limits: limit-ops 100000")
+    );
+    let limits = format!("systemctl show -P TasksMax -P MemoryMax -P IOWeight {SERVICE}");
+    assert!(!container.check(&limits).contains("infinity"), "{}", container.check(&limits));
     bridge.unmount().unwrap();
     container.await_state(SERVICE, "inactive");
 }
