@@ -49,6 +49,8 @@ fn policies_in(kernel: Kernel) -> TestResult {
     }
     let mut guest = builder.boot()?;
     for (served, options, seed) in &served {
+        let kernel_option = format!("linux-{}", kernel.series());
+        let options = &[options, &[kernel_option.as_str()][..]].concat();
         let root = guest.mount(&served.tag, "")?;
         script_is_as_natively(&mut guest, served, &root, options, *seed)?;
         chores_are_as_natively(&mut guest, served, &root, kernel)?;
