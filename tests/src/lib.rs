@@ -31,6 +31,7 @@ pub mod guest;
 pub mod inject;
 pub mod paths;
 pub mod peers;
+pub mod pjdfstest;
 pub mod processes;
 pub mod procfs;
 pub mod program;

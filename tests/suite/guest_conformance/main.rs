@@ -4,6 +4,8 @@
 //! Needs `tests/guest/fetch.sh` and `fetch-peers`.
 
 mod core;
+mod overlay;
+mod pjdfstest;
 
 use std::path::Path;
 use std::time::Duration;
