@@ -3,6 +3,7 @@
 //!
 //! `guest-work script SEED STEPS DIRECTORY [OPTION]...` runs the script that is generated for a daemon with these
 //! options, `guest-work chores DIRECTORY` the chores. Each prints its lines, an empty line, and the tree that is left.
+//! `guest-work steps SEED STEPS DIRECTORY` runs a script while others work there, too, and prints its lines.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,6 +19,13 @@ fn main() -> ExitCode {
             (Ok(seed), Ok(steps)) => Run::here(Path::new(dir), &script::for_client(seed, steps, options)),
             _ => return usage(),
         },
+        ["steps", seed, steps, dir] => match (seed.parse(), steps.parse()) {
+            (Ok(seed), Ok(steps)) => {
+                let lines = world::run(Path::new(dir), &script::generate(seed, steps));
+                Run { lines, tree: Vec::new() }
+            }
+            _ => return usage(),
+        },
         ["chores", dir] => Run { lines: chores::run(Path::new(dir)), tree: world::tree(Path::new(dir)) },
         _ => return usage(),
     };
@@ -26,6 +34,6 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("guest-work script SEED STEPS DIRECTORY [OPTION]... | chores DIRECTORY");
+    eprintln!("guest-work script SEED STEPS DIRECTORY [OPTION]... | steps SEED STEPS DIRECTORY | chores DIRECTORY");
     ExitCode::from(2)
 }
