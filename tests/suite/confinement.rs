@@ -115,7 +115,9 @@ fn the_worker_s_root_is_empty() {
         assert_eq!((cwd.dev(), cwd.ino()), (own.dev(), own.ino()), "a working directory elsewhere");
         let mounts = fs::read_to_string(format!("/proc/{worker}/mountinfo")).unwrap();
         let options = |line: &str| line.split_ascii_whitespace().nth(5).unwrap().to_owned();
-        let [root, on_top] = mounts.lines().collect::<Vec<_>>()[..] else {
+        let (root, on_top): (Vec<&str>, Vec<&str>) =
+            mounts.lines().partition(|line| line.contains(" - tmpfs none"));
+        let (&[root], &[on_top]) = (&root[..], &on_top[..]) else {
             panic!("not the root and, on top of it, the share:\n{mounts}");
         };
         for option in ["ro", "nosuid", "nodev", "noexec"] {

@@ -34,6 +34,8 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("guest-work script SEED STEPS DIRECTORY [OPTION]... | steps SEED STEPS DIRECTORY | chores DIRECTORY");
+    eprintln!(
+        "guest-work script SEED STEPS DIRECTORY [OPTION]... | steps SEED STEPS DIRECTORY | chores DIRECTORY"
+    );
     ExitCode::from(2)
 }

@@ -30,7 +30,8 @@ fn stress(dir: &Path, seed: u64) {
             scope.spawn(move || {
                 let seed = (seed * 1000 + process).to_string();
                 let work = program(env!("CARGO_BIN_EXE_guest-work"), "(this crate)");
-                let said = work.args(["steps", &seed, STEPS]).arg(dir).limit(Duration::from_secs(200)).succeed();
+                let said =
+                    work.args(["steps", &seed, STEPS]).arg(dir).limit(Duration::from_secs(200)).succeed();
                 // Names are few, so that processes meet: many steps find nothing, or what another one made.
                 let done = said.lines().filter(|line| line.contains("-> Ok")).count();
                 assert!(done > 300, "only {done} steps did anything");

@@ -15,10 +15,10 @@ const NATIVE_LIMIT: Duration = Duration::from_secs(300);
 /// For the run in a guest, whose processor is emulated.
 const GUEST_LIMIT: Duration = Duration::from_secs(400);
 
-fn has_the_native_outcome(kernel: Kernel, policy: &str) -> TestResult {
+fn has_the_native_outcome(kernel: Kernel) -> TestResult {
     let native_dir = Share::new();
     let native = bounded(NATIVE_LIMIT, || pjdfstest::run(native_dir.path()));
-    let served = Served::new("t", &["--modcaps=+mknod", policy])?;
+    let served = Served::new("t", &["--modcaps=+mknod"])?;
     let config = Share::new();
     let builder = [("pjdfstest.toml", pjdfstest::CONFIG), ("passwd", PASSWD), ("group", GROUP)]
         .iter()
@@ -31,24 +31,19 @@ fn has_the_native_outcome(kernel: Kernel, policy: &str) -> TestResult {
     let output = guest.run_within(&format!("pjdfstest -c /etc/pjdfstest.toml -p {root}"), GUEST_LIMIT)?;
     let got = pjdfstest::parse(&output.stdout_lossy());
     assert!(!got.is_empty(), "{output:?}{}", served.daemon.log());
-    pjdfstest::must_differ_as_listed(&format!("in {} with {policy}", guest.release()), &native, &got);
+    pjdfstest::must_differ_as_listed(&format!("in {}", guest.release()), &native, &got);
     guest.power_off()?;
     served.ends_well()
 }
 
 #[test]
 fn pjdfstest_in_linux_6_1() -> TestResult {
-    has_the_native_outcome(Kernel::V6_1, "--cache=auto")
+    has_the_native_outcome(Kernel::V6_1)
 }
 
 #[test]
 fn pjdfstest_in_linux_6_12() -> TestResult {
-    has_the_native_outcome(Kernel::V6_12, "--cache=auto")
-}
-
-#[test]
-fn pjdfstest_in_linux_6_12_without_caches() -> TestResult {
-    has_the_native_outcome(Kernel::V6_12, "--cache=never")
+    has_the_native_outcome(Kernel::V6_12)
 }
 
 /// Users that the tests act as, as every system has them.
