@@ -15,7 +15,7 @@ PACKAGES=(
     git tar diffutils curl strace            # what the suites run through the bridge, and look with
     sqlite3 fio stress-ng python3            # databases, data verification and stress through the bridge
     python3-prometheus-client                # the parser that metrics are read with
-    e2fsprogs util-linux mount               # file systems of the tests' own, and other users
+    e2fsprogs btrfs-progs util-linux mount   # file systems of the tests' own, and other users
     uidmap                                   # newuidmap: id maps of an ordinary user
     libcap-ng-dev libseccomp-dev             # to build upstream virtiofsd
     libglib2.0-0 libnuma1                    # to run the C virtiofsd

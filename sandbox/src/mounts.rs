@@ -1,7 +1,8 @@
 //! What a process can see of the file tree: a detached clone of one directory, and nothing else.
 //!
 //! A clone made here is a file descriptor only; it is attached nowhere, so nobody finds it by path, `..` at its
-//! root leads nowhere, and it goes away with the last descriptor inside. Attaching mounts is not offered.
+//! root leads nowhere, and it goes away with the last descriptor inside. The one place where it can be attached is on
+//! top of an empty root ([`attach_over_root`]), where the same holds.
 //!
 //! What the host mounts below the directory later does not appear in a clone (the kernel propagates nothing into
 //! detached trees, and the clone is private besides): it would come without nosuid, nodev and the id map. What the
@@ -232,6 +233,25 @@ pub fn enter_empty_root() -> Result<(), MountError> {
     } else {
         Err(MountError::RootCheck("read-only, nosuid, nodev, noexec"))
     }
+}
+
+/// Attaches a clone on top of the root that [`enter_empty_root`] left. No path leads there (they start below it), and
+/// `..` at its root still leads nowhere; but what is mounted in the clone now counts as mounted in this namespace. So
+/// the kernel refuses with EBUSY to remove or rename a directory that something is mounted on. Elsewhere it would obey,
+/// and unmount that thing in *every* mount namespace, the host's as well.
+///
+/// The clone of a single file stays detached: there is nothing to remove in it.
+///
+/// # Errors
+///
+/// [`MountError::Root`].
+pub fn attach_over_root(clone: BorrowedFd<'_>) -> Result<(), MountError> {
+    let step = |step| move |errno| MountError::Root { step, errno };
+    let kind = nix::sys::stat::fstat(clone).map_err(step("fstat of the share"))?.st_mode & libc::S_IFMT;
+    if kind != libc::S_IFDIR {
+        return Ok(());
+    }
+    sys::move_mount(clone, c"/").map_err(step("move_mount of the share"))
 }
 
 /// A detached tmpfs, read-only from the start.

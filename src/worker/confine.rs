@@ -48,7 +48,10 @@ pub enum ConfineError {
 pub fn confine(start: &Start, share: BorrowedFd<'_>) -> Result<(Baseline, Vec<LayerReport>), ConfineError> {
     let mut missing = Vec::new();
     match start.sandbox {
-        SandboxMode::Namespace => mounts::enter_empty_root()?,
+        SandboxMode::Namespace => {
+            mounts::enter_empty_root()?;
+            mounts::attach_over_root(share)?;
+        }
         SandboxMode::Chroot => mounts::enter_empty_root_by_chroot()?,
         SandboxMode::None => {
             missing.push(LayerReport::new(Layer::EmptyRoot, LayerState::Missing, "--sandbox=none"));

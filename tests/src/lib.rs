@@ -14,12 +14,15 @@
 //! - [`guest`] boots a real guest under QEMU.
 //! - [`procfs`] reads what the kernel says about a process.
 //! - `inject` makes a running process execute system calls of our choice (x86_64).
+//! - [`script`] makes scripts of operations, and [`chores`] has what one call can't do: both run natively, through the
+//!   bridge and in a guest, with the same results.
 //! - [`program`] runs such programs, bounded; [`tools`] has those that no distribution packages.
 //! - [`mod@bench`] measures daemons side by side.
 
 pub mod bench;
 pub mod bounded;
 pub mod bridge;
+pub mod chores;
 pub mod daemon;
 pub mod frontend;
 pub mod fuse;
@@ -28,8 +31,10 @@ pub mod guest;
 pub mod inject;
 pub mod paths;
 pub mod peers;
+pub mod pjdfstest;
 pub mod processes;
 pub mod procfs;
 pub mod program;
+pub mod script;
 pub mod share;
 pub mod tools;

@@ -103,7 +103,7 @@ fn the_worker_s_ids_are_outside_the_host_s_range() {
 
 #[test]
 fn the_worker_s_root_is_empty() {
-    while_serving(&[], |_, _, _, worker| {
+    while_serving(&[], |share, _, _, worker| {
         let root = format!("/proc/{worker}/root/");
         assert_eq!(fs::read_dir(&root).unwrap().count(), 0, "the worker's root directory has entries");
         assert!(fs::write(Path::new(&root).join("made"), "").is_err(), "even root can't write there");
@@ -114,11 +114,20 @@ fn the_worker_s_root_is_empty() {
         let cwd = fs::metadata(cwd).unwrap();
         assert_eq!((cwd.dev(), cwd.ino()), (own.dev(), own.ino()), "a working directory elsewhere");
         let mounts = fs::read_to_string(format!("/proc/{worker}/mountinfo")).unwrap();
-        assert_eq!(mounts.lines().count(), 1, "more than the root is mounted:\n{mounts}");
-        let options = mounts.split_ascii_whitespace().nth(5).unwrap();
+        let options = |line: &str| line.split_ascii_whitespace().nth(5).unwrap().to_owned();
+        let (root, on_top): (Vec<&str>, Vec<&str>) =
+            mounts.lines().partition(|line| line.contains(" - tmpfs none"));
+        let (&[root], &[on_top]) = (&root[..], &on_top[..]) else {
+            panic!("not the root and, on top of it, the share:\n{mounts}");
+        };
         for option in ["ro", "nosuid", "nodev", "noexec"] {
-            assert!(options.split(',').any(|o| o == option), "no {option} in {mounts}");
+            assert!(options(root).split(',').any(|o| o == option), "no {option} in {mounts}");
         }
+        for option in ["rw", "nosuid", "nodev", "noexec"] {
+            assert!(options(on_top).split(',').any(|o| o == option), "no {option} in {mounts}");
+        }
+        let place = share.path().to_str().unwrap();
+        assert!(on_top.split_ascii_whitespace().nth(3).is_some_and(|root| place.ends_with(root)), "{mounts}");
     });
 }
 

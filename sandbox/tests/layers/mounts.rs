@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, makedev, mknod};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
@@ -14,7 +14,8 @@ use nix::unistd::{UnlinkatFlags, mkdir, unlinkat};
 use sandbox::capabilities::{CapabilitySet, limit_to};
 use sandbox::id_maps::IdMaps;
 use sandbox::mounts::{
-    MountError, ShareAttrs, clone_own_fd_directory, clone_share, enter_empty_root, enter_empty_root_by_chroot,
+    MountError, ShareAttrs, attach_over_root, clone_own_fd_directory, clone_share, enter_empty_root,
+    enter_empty_root_by_chroot,
 };
 use sandbox::namespaces::Namespaces;
 use sandbox::process::Child;
@@ -29,7 +30,8 @@ pub const CASES: &[Case] = cases![
         a_clone_of_a_file_works, a_clone_has_no_parent, later_mounts_stay_out,
         owners_are_the_guests_with_an_id_map, owners_are_nobody_without_an_id_map,
         overlayfs_refuses_an_id_map, an_idmapped_mount_refuses_another, the_new_root_is_empty,
-        the_new_root_is_empty_with_unmapped_ids, the_root_by_chroot_is_empty,
+        the_new_root_is_empty_with_unmapped_ids, mounts_of_an_attached_clone_hold_their_directories,
+        the_root_by_chroot_is_empty,
         a_process_opens_its_own_fds_only, a_file_system_that_is_not_proc_is_refused;
     Ordinary: cloning_needs_privilege, changing_root_needs_privilege, own_namespaces_are_enough;
 ];
@@ -38,6 +40,7 @@ pub const ROLES: &[Role] = roles![
     sees_guest_owners,
     sees_no_owners,
     enters_the_empty_root,
+    attaches_the_share,
     clones_its_working_directory,
     opens_by_directory,
     opens_for_another
@@ -303,6 +306,35 @@ fn sees_an_empty_root(share: BorrowedFd<'_>) {
     let mut new = File::from(create_at(share, "new").unwrap());
     new.write_all(b"works").unwrap();
     unlinkat(share, "new", UnlinkatFlags::NoRemoveDir).unwrap();
+}
+
+/// Where a clone is detached, removing a directory that something is mounted on unmounts that everywhere.
+fn mounts_of_an_attached_clone_hold_their_directories() {
+    let root = share();
+    let clone = clone_share(directory(root).as_fd(), ShareAttrs::default(), None).unwrap();
+    let (mut rendezvous, theirs) = Rendezvous::pair();
+    let fds = [(theirs.as_fd(), RENDEZVOUS_FD), (clone.as_fd(), FIRST_FD)];
+    let mut child = start_role("attaches_the_share", everything(), Some(shifted()), &fds).unwrap();
+    rendezvous.wait();
+    rendezvous.signal();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(fs::read_to_string(root.join("sub/file")).unwrap(), "inner");
+}
+
+fn attaches_the_share() {
+    let mut rendezvous = Rendezvous::inherited();
+    let share = inherited(FIRST_FD);
+    enter_empty_root().unwrap();
+    attach_over_root(share.as_fd()).unwrap();
+    sees_an_empty_root(share.as_fd());
+    assert_eq!(unlinkat(share.as_fd(), "sub", UnlinkatFlags::RemoveDir), Err(Errno::EBUSY));
+    assert_eq!(renameat(share.as_fd(), "sub", share.as_fd(), "other"), Err(Errno::EBUSY));
+    assert_eq!(read_at(share.as_fd(), "sub/file").unwrap(), "inner");
+    let up = nix::sys::stat::fstatat(share.as_fd(), "..", nix::fcntl::AtFlags::empty()).unwrap();
+    let root = nix::sys::stat::fstat(&share).unwrap();
+    assert_eq!((up.st_dev, up.st_ino), (root.st_dev, root.st_ino), "the way up ends at the share");
+    rendezvous.signal();
+    rendezvous.wait();
 }
 
 fn the_root_by_chroot_is_empty() {

@@ -14,6 +14,11 @@ use super::{Entry, FileSystem, Thread};
 use crate::worker::fuse::operation::{Context, CreateExtensions, FileName, GuestGid, Open, SuppGroups};
 use crate::worker::fuse::wire::InitFlags;
 
+/// The protocol's minor version in Linux 6.12, the oldest kernel known to get TMPFILE right. In 6.1, an overlay whose
+/// upper layer is here makes a file without a name, links it into place, and later looks the nameless one up again:
+/// each file that was copied up is ESTALE then.
+const TMPFILE_MINOR: u32 = 41;
+
 impl FileSystem {
     /// Makes the thread the request's user, with its groups and umask, for making a new inode.
     fn become_creator(
@@ -221,7 +226,8 @@ impl FileSystem {
         }
     }
 
-    /// TMPFILE: an open file without a name.
+    /// TMPFILE: an open file without a name. ENOSYS for guests in which it does harm: they do without, as with
+    /// upstream.
     pub fn tmpfile(
         &self,
         thread: &mut Thread,
@@ -231,6 +237,9 @@ impl FileSystem {
         umask: u32,
         ext: &CreateExtensions<'_>,
     ) -> Result<(Entry, Opened)> {
+        if thread.session().minor < TMPFILE_MINOR {
+            return Err(Errno::ENOSYS);
+        }
         self.writable()?;
         let parent = self.dir_inode(ctx.node)?;
         let seat = self.handle_seat()?;

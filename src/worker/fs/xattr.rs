@@ -137,9 +137,13 @@ impl FileSystem {
         }
     }
 
-    /// Removes the capabilities of a file that is about to change, where the map hides them from the kernel.
+    /// Removes the capabilities of a file that is about to change, where the map hides them from the kernel. Only
+    /// regular files are programs; what is neither they nor a directory can't even be asked about a `user.*` name.
     pub(super) fn drop_renamed_capability(&self, inode: &Arc<Inode>) -> Result<()> {
         let Some(name) = &self.renamed_capability else { return Ok(()) };
+        if inode.kind != libc::S_IFREG {
+            return Ok(());
+        }
         let removed = match self.trusted_name(name) {
             // The broker is asked once, and again after the guest has set the attribute.
             Some(trusted) if inode.may_have_capability.swap(false, Ordering::Relaxed) => {

@@ -212,10 +212,15 @@ impl Client {
 
     /// INIT with these flags (INIT_EXT is set when needed).
     pub fn init(&mut self, flags: u64) -> Result<wire::InitOut> {
+        self.init_as(wire::MINOR, flags)
+    }
+
+    /// INIT as a kernel that speaks another minor version.
+    pub fn init_as(&mut self, minor: u32, flags: u64) -> Result<wire::InitOut> {
         let flags = if flags >> 32 != 0 { flags | wire::init::INIT_EXT } else { flags };
         let request = wire::InitIn {
             major: wire::MAJOR,
-            minor: wire::MINOR,
+            minor,
             max_readahead: 128 << 10,
             flags: flags as u32,
             flags2: (flags >> 32) as u32,

@@ -2,12 +2,11 @@
 //! kernel's FUSE client.
 //!
 //! pjdfstest runs natively and through the daemon and is compared test by test. fsx, fio and stress-ng check
-//! what they read themselves. (fsstress, which no distribution packages, checks nothing but that the machine
-//! survives; stress-ng's stressors take its place here, and the suite `differential` has random trees of
-//! operations whose every result is compared.)
+//! what they read themselves. In the place of fsstress, many processes run random operations at once.
 //!
 //! Needs `fetch-peers`, and Debian's stress-ng and fio.
 
+mod fsstress;
 mod pjdfstest;
 
 use std::path::Path;

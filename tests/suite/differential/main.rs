@@ -1,57 +1,41 @@
 //! One script, three file systems: the host's own, the same through upstream's daemon, and through ours. Every
-//! result, every errno and the trees that are left must be the same.
+//! result, every errno and the trees that are left, as the host sees them, must be the same.
 //!
 //! `VIRTIOFSD_TEST_SEEDS=1,2,3` chooses other scripts than the usual ones.
 
-mod script;
-mod world;
-
+use std::path::Path;
 use std::time::Duration;
 
-use script::{Op, Step};
 use tests::bounded::bounded;
 use tests::bridge::Bridge;
+use tests::chores;
 use tests::daemon::{DaemonCommand, PATIENCE};
 use tests::peers::{Implementation, UpstreamVersion};
+use tests::script::{self, Op, Run, Step, world};
 use tests::share::{Share, TempDir};
 
 const LIMIT: Duration = Duration::from_secs(400);
 /// Steps of a script.
 const STEPS: usize = 4000;
 
-/// What the steps said, and the tree that they left, as the host sees it.
-struct Run {
-    lines: Vec<String>,
-    tree: Vec<String>,
-}
-
 fn natively(script: &[Step]) -> Run {
-    let share = Share::new();
-    let lines = world::run(share.path(), script);
-    Run { lines, tree: world::tree(share.path()) }
+    Run::here(Share::new().path(), script)
 }
 
 fn through(daemon: &Implementation, options: &[&str], script: &[Step]) -> Run {
+    through_mount(daemon, options, |root| world::run(root, script))
+}
+
+/// Works in a mount of a new share; the tree is what the host finds then.
+fn through_mount(daemon: &Implementation, options: &[&str], work: impl FnOnce(&Path) -> Vec<String>) -> Run {
     let (share, mountpoint) = (Share::new(), TempDir::short());
     let command = DaemonCommand::serving(daemon, share.path()).args(["--xattr"]).args(options);
     let mut daemon = command.start();
     let bridge = Bridge::mount(&daemon, mountpoint.path());
-    let lines = world::run(bridge.path(), script);
+    let lines = work(bridge.path());
     bridge.unmount().unwrap_or_else(|e| panic!("{e}"));
     assert!(daemon.wait(PATIENCE).success(), "{}", daemon.stderr());
     Run { lines, tree: world::tree(share.path()) }
-}
-
-/// Panics at the first step with another outcome, showing what came before.
-fn same(what: &str, expected: &Run, got: &Run) {
-    for (n, (a, b)) in expected.lines.iter().zip(&got.lines).enumerate() {
-        let before = &expected.lines[n.saturating_sub(6)..n];
-        assert!(a == b, "{what}:\n{before:#?}\nexpected {a}\ngot      {b}");
-    }
-    for (a, b) in expected.tree.iter().zip(&got.tree) {
-        assert_eq!(a, b, "{what}: the trees that are left");
-    }
-    assert_eq!(expected.tree.len(), got.tree.len(), "{what}: the trees that are left");
 }
 
 /// Where upstream is another than the file system underneath. A step of this kind changes what later ones find, so
@@ -61,19 +45,6 @@ fn upstream_differs(step: &Step) -> Option<&'static str> {
         Op::Tmpfile { .. } => Some("upstream has no TMPFILE: a file without a name is EOPNOTSUPP"),
         Op::Rename { flags: libc::RENAME_WHITEOUT, .. } if step.user.uid != 0 => {
             Some("upstream's whiteouts belong to root, whoever renamed")
-        }
-        _ => None,
-    }
-}
-
-/// Where the guest's kernel is another than a native file system, with these options, whatever a daemon does.
-fn client_differs(options: &[&str], step: &Step) -> Option<&'static str> {
-    match step.op {
-        Op::Fallocate { .. } | Op::CopyRange { .. } if options.contains(&"--killpriv-v2") => {
-            Some("clearing set-id bits is left to the daemon, but not who may keep them: ours clears them")
-        }
-        Op::Seek { .. } if options.contains(&"--writeback") => {
-            Some("the client asks for holes before it has written back what it holds")
         }
         _ => None,
     }
@@ -104,12 +75,12 @@ fn the_same_as_natively_and_as_upstream() {
             let native = natively(&script);
             is_used(&script, &native);
             let ours = through(&Implementation::Ours, &[], &script);
-            same(&format!("seed {seed}: natively, and through ours"), &native, &ours);
+            native.must_equal(&format!("seed {seed}: natively, and through ours"), &ours);
             let script = for_upstream(&script);
             let upstream = Implementation::Upstream(UpstreamVersion::V1_13_3);
             let upstream = through(&upstream, &[], &script);
             let ours = through(&Implementation::Ours, &[], &script);
-            same(&format!("seed {seed}: through upstream, and ours"), &upstream, &ours);
+            upstream.must_equal(&format!("seed {seed}: through upstream, and ours"), &ours);
         }
         // Past the page cache, only killpriv-v2 tells whether a write clears set-id bits.
         for (seed, options) in [
@@ -119,11 +90,32 @@ fn the_same_as_natively_and_as_upstream() {
             (6, &["--inode-file-handles=never", "--no-readdirplus"]),
             (7, &["--rlimit-nofile=400", "--killpriv-v2"]),
         ] {
-            let mut script = script::generate(seed, STEPS);
-            script.retain(|step| client_differs(options, step).is_none());
+            let script = script::for_client(seed, STEPS, options);
             let native = natively(&script);
             let ours = through(&Implementation::Ours, options, &script);
-            same(&format!("seed {seed}: natively, and through ours with {options:?}"), &native, &ours);
+            native.must_equal(&format!("seed {seed}: natively, and through ours with {options:?}"), &ours);
+        }
+    });
+}
+
+/// Also what takes more than single calls, or more than one thread.
+#[test]
+fn chores_are_done_as_natively() {
+    bounded(LIMIT, || {
+        let native = {
+            let share = Share::new();
+            let lines = chores::run(share.path());
+            Run { lines, tree: world::tree(share.path()) }
+        };
+        for options in [
+            &["--cache=auto"][..],
+            &["--cache=always"],
+            &["--cache=always", "--writeback", "--allow-direct-io"],
+            &["--cache=never", "--allow-mmap"],
+            &["--cache=metadata", "--allow-mmap", "--no-readdirplus"],
+        ] {
+            let ours = through_mount(&Implementation::Ours, options, chores::run);
+            native.must_equal(&format!("natively, and through ours with {options:?}"), &ours);
         }
     });
 }
@@ -134,6 +126,6 @@ fn scripts_are_deterministic() {
     let script = script::generate(8, 1000);
     bounded(LIMIT, || {
         let (a, b) = (natively(&script), natively(&script));
-        same("twice natively", &a, &b);
+        a.must_equal("twice natively", &b);
     });
 }

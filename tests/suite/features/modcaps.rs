@@ -3,14 +3,14 @@
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use tests::frontend::DeviceConfig;
-use tests::fuse::wire::{ATTR_SUBMOUNT, ROOT, init};
-use tests::fuse::{Caller, Client, Session};
+use tests::fuse::wire::{ATTR_SUBMOUNT, ROOT, fattr, init};
+use tests::fuse::{Caller, Client, Session, SetAttr};
 use tests::share::Share;
 
 use super::{LIMIT, command, with_client};
@@ -175,6 +175,28 @@ fn renamed_capabilities_are_dropped_on_write() {
         }
         client.release(node, fh).unwrap();
     });
+}
+
+/// What can't have a `user.*` attribute can still be given to another owner, where the map makes such names of all.
+#[test]
+fn links_and_special_files_change_owners_under_a_map() {
+    for args in
+        [&["--xattrmap=:map::user.v.:"][..], &["--modcaps=+sys_admin", "--xattrmap=:map::trusted.v.:"]]
+    {
+        with_client(args, |share, client| {
+            symlink("nowhere", share.join("link")).unwrap();
+            nix::unistd::mkfifo(&share.join("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+            share.write("file", "x");
+            share.write("dir/inside", "x");
+            for name in ["link", "fifo", "file", "dir"] {
+                let node = client.lookup(ROOT, name).unwrap().nodeid;
+                let owner =
+                    SetAttr { valid: fattr::UID | fattr::GID, uid: 12, gid: 34, ..Default::default() };
+                client.setattr(node, owner).unwrap_or_else(|e| panic!("{args:?}: {name}: {e}"));
+                assert_eq!(fs::symlink_metadata(share.join(name)).unwrap().uid(), 12, "{name}");
+            }
+        });
+    }
 }
 
 /// The broker acts on mounts below the share once the guest has reached them, also where there are no handles.

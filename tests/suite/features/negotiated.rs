@@ -93,6 +93,21 @@ fn tmpfile_is_made_by_the_caller_and_can_be_linked() {
     });
 }
 
+/// Older kernels have it, but overlays on the share break with it there.
+#[test]
+fn tmpfile_is_for_linux_6_12_and_later() {
+    for (minor, expected) in [(37, Err(Errno::ENOSYS)), (40, Err(Errno::ENOSYS)), (41, Ok(()))] {
+        with_client(&[], |_, client| {
+            client.init_as(minor, init::GUEST).unwrap();
+            let flags = (libc::O_TMPFILE | libc::O_RDWR).cast_unsigned();
+            let request = wire::CreateIn { flags, mode: 0o600, umask: 0, open_flags: 0 };
+            let request = [request.as_bytes(), b"/\0"].concat();
+            let reply = wire::OUT_HEADER + size_of::<wire::CreateOut>();
+            assert_eq!(client.raw(opcode::TMPFILE, ROOT, &request, reply).map(drop), expected, "7.{minor}");
+        });
+    }
+}
+
 #[test]
 fn tmpfile_leaves_nothing() {
     with_client(&["--readonly"], |_, client| {

@@ -1,6 +1,7 @@
 //! What `docs/submounts.md` says of file systems that are mounted and unmounted while the daemon serves.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -53,6 +54,40 @@ fn the_tree_of_mounts_is_that_of_the_start() {
         client.release(file, fh).unwrap();
         assert!(session.finish().0.success());
         umount(&share.join("late")).unwrap();
+    });
+}
+
+/// The directories that something is mounted on are the kernel's to guard, as far as the copy has the mount: without
+/// that, removing the directory would unmount the host's, as it does where the mount came later.
+#[test]
+fn the_guest_cannot_unmount_what_was_mounted_at_the_start() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        for name in ["early", "late"] {
+            fs::create_dir(share.join(name)).unwrap();
+        }
+        tmpfs(&share.join("early"));
+        let is_mounted = |name: &str| {
+            fs::metadata(share.join(name)).is_ok_and(|m| m.dev() != fs::metadata(share.path()).unwrap().dev())
+        };
+        for options in [&[][..], &["--sandbox=chroot"], &["--sandbox=none"], &["--worker-ids=identity"]] {
+            let mut session = Session::start(command(&share).args(options), DeviceConfig::default());
+            tmpfs(&share.join("late"));
+            let client = session.client();
+            assert_eq!(client.rmdir(ROOT, "early"), Err(Errno::EBUSY), "{options:?}");
+            assert_eq!(client.rename((ROOT, "early"), (ROOT, "x"), 0), Err(Errno::EBUSY), "{options:?}");
+            assert!(is_mounted("early") && is_mounted("late"), "{options:?}");
+            // In the host's own namespace also what came later is guarded.
+            let own_namespace = !options.iter().any(|option| option.starts_with("--sandbox"));
+            let expected = if own_namespace { Ok(()) } else { Err(Errno::EBUSY) };
+            assert_eq!(client.rmdir(ROOT, "late"), expected, "{options:?}");
+            assert_eq!(is_mounted("late"), !own_namespace, "{options:?}");
+            assert!(session.finish().0.success());
+            if is_mounted("late") {
+                umount(&share.join("late")).unwrap();
+            }
+        }
+        umount(&share.join("early")).unwrap();
     });
 }
 

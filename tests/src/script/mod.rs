@@ -1,14 +1,23 @@
 //! A script: operations on a small set of names, generated from a seed, so that most of them meet what earlier
-//! ones made.
+//! ones made. [`world`] applies it to a directory, natively, through a mount of the bridge, or in a guest, and
+//! [`Run`] is what came of it: the same wherever the file system is as good as the native one.
+
+pub mod world;
+
+use std::path::Path;
 
 /// Who acts, as far as the file system asks: user, group, further groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
+    /// Whose files it makes.
     pub uid: u32,
+    /// Its first group.
     pub gid: u32,
+    /// Its other groups.
     pub groups: &'static [u32],
 }
 
+/// Who takes part: root, and two ordinary users with a group in common.
 pub const USERS: [User; 3] = [
     User { uid: 0, gid: 0, groups: &[] },
     User { uid: 1000, gid: 1000, groups: &[] },
@@ -19,6 +28,7 @@ pub const USERS: [User; 3] = [
 pub const SLOTS: usize = 6;
 
 /// One step. Paths are relative to the share.
+#[expect(missing_docs, reason = "these are the system calls of the same names, and their arguments")]
 #[derive(Clone, Debug)]
 pub enum Op {
     Mkdir { path: String, mode: u32 },
@@ -57,9 +67,60 @@ pub enum Op {
 /// One step, by whom, under which umask.
 #[derive(Clone, Debug)]
 pub struct Step {
+    /// By whom.
     pub user: User,
+    /// Under which umask.
     pub umask: u32,
+    /// What.
     pub op: Op,
+}
+
+/// What the steps said, one line each, and the tree that they left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// One line a step, with its errno.
+    pub lines: Vec<String>,
+    /// As [`world::tree`] sees it.
+    pub tree: Vec<String>,
+}
+
+impl Run {
+    /// Runs a script in an empty directory and looks at what it left, both by this kernel.
+    pub fn here(root: &Path, script: &[Step]) -> Run {
+        let lines = world::run(root, script);
+        Run { lines, tree: world::tree(root) }
+    }
+
+    /// For another machine: the lines, an empty line, the tree.
+    pub fn to_text(&self) -> String {
+        let lines = |lines: &[String]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+        format!("{}\n{}", lines(&self.lines), lines(&self.tree))
+    }
+
+    /// What [`Run::to_text`] made. None when there is no empty line.
+    pub fn from_text(text: &str) -> Option<Run> {
+        let (lines, tree) = text.split_once("\n\n")?;
+        let split = |text: &str| text.lines().map(str::to_owned).collect();
+        Some(Run { lines: split(lines), tree: split(tree) })
+    }
+
+    /// Panics at the first step with another outcome than here, showing what came before; `what` names the two.
+    pub fn must_equal(&self, what: &str, got: &Run) {
+        for (n, (a, b)) in self.lines.iter().zip(&got.lines).enumerate() {
+            let before = &self.lines[n.saturating_sub(6)..n];
+            assert!(a == b, "{what}:\n{before:#?}\nexpected {a}\ngot      {b}");
+        }
+        assert_eq!(self.lines.len(), got.lines.len(), "{what}: steps that were made");
+        must_leave_the_same(what, &self.tree, &got.tree);
+    }
+}
+
+/// Panics at the first thing in which two trees differ.
+pub fn must_leave_the_same(what: &str, expected: &[String], got: &[String]) {
+    for (a, b) in expected.iter().zip(got) {
+        assert_eq!(a, b, "{what}: the trees that are left");
+    }
+    assert_eq!(expected.len(), got.len(), "{what}: the trees that are left");
 }
 
 /// The generator of PCG's simple relative: enough for choosing.
@@ -111,6 +172,28 @@ pub fn generate(seed: u64, count: usize) -> Vec<Step> {
         Step { user, umask, op }
     });
     directories.into_iter().chain(steps).collect()
+}
+
+/// Where the guest's kernel is another than a native file system, with these options, whatever a daemon does. The
+/// kernel 6.1 is among the options as `linux-6.1`.
+pub fn client_differs(options: &[&str], step: &Step) -> Option<&'static str> {
+    match step.op {
+        Op::Fallocate { .. } | Op::CopyRange { .. } if options.contains(&"--killpriv-v2") => {
+            Some("clearing set-id bits is left to the daemon, but not who may keep them: ours clears them")
+        }
+        Op::Seek { .. } if options.contains(&"--writeback") => {
+            Some("the client asks for holes before it has written back what it holds")
+        }
+        Op::Tmpfile { .. } if options.contains(&"linux-6.1") => {
+            Some("an overlay on the share breaks with it, so such a kernel isn't given it")
+        }
+        _ => None,
+    }
+}
+
+/// A script without the steps that a daemon with these options can't make right.
+pub fn for_client(seed: u64, count: usize, options: &[&str]) -> Vec<Step> {
+    generate(seed, count).into_iter().filter(|step| client_differs(options, step).is_none()).collect()
 }
 
 fn on_path(r: &mut Random) -> Op {

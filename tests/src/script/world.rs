@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::script::{Op, SLOTS, Step, User};
+use super::{Op, SLOTS, Step, USERS, User};
 
 type Outcome = Result<String, Errno>;
 
 /// A directory and what the script has open in it.
-pub struct World {
+struct World {
     root: PathBuf,
     slots: [Option<OwnedFd>; SLOTS],
 }
@@ -31,7 +31,7 @@ pub fn run(root: &Path, script: &[Step]) -> Vec<String> {
             // SAFETY: umask can't fail and passes no memory. It is this thread's own: so is its mount namespace.
             unsafe { libc::umask(step.umask) };
             let outcome = world.apply(number, &step.op);
-            become_user(super::script::USERS[0]);
+            become_user(USERS[0]);
             // SAFETY: as above.
             unsafe { libc::umask(0o022) };
             format!("{number} {}/{:03o} {:?} -> {outcome:?}", step.user.uid, step.umask, step.op)
