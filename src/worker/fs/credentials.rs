@@ -23,6 +23,8 @@ pub struct Thread {
     seen: u64,
     /// What to expect of the next lookup.
     pub(super) habit: Habit,
+    /// What to expect of the next entry of a directory that is listed with attributes.
+    pub(super) listing: Habit,
     /// Lists of attribute names: the host's, and what the guest may see of it.
     names: (Vec<u8>, Vec<u8>),
 }
@@ -43,6 +45,7 @@ impl Thread {
             session: Negotiated::default(),
             seen: 0,
             habit: Habit::default(),
+            listing: Habit::default(),
             names: (Vec::new(), Vec::new()),
         })
     }

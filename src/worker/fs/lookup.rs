@@ -24,11 +24,11 @@ pub(super) struct Habit(u8);
 impl Habit {
     const MOST: u8 = 3;
 
-    fn expects_known(&self) -> bool {
+    pub(super) fn expects_known(&self) -> bool {
         self.0 > Self::MOST / 2
     }
 
-    fn saw(&mut self, known: bool) {
+    pub(super) fn saw(&mut self, known: bool) {
         self.0 = if known { (self.0 + 1).min(Self::MOST) } else { self.0.saturating_sub(1) };
     }
 }

@@ -49,7 +49,8 @@ impl FileSystem {
                 return Ok(false);
             }
             // An entry that vanished, or that the host can't give us, is still a name.
-            let looked_up = if entry.is_dot() { None } else { self.lookup_listed(directory, entry).ok() };
+            let looked_up =
+                if entry.is_dot() { None } else { self.lookup_listed(thread, directory, entry).ok() };
             Ok(sink.push_plus(entry, looked_up.as_ref()))
         })
     }
@@ -79,14 +80,18 @@ impl FileSystem {
         })
     }
 
-    /// Looks up an entry of a listing, opening it first when its inode is probably not known yet.
-    fn lookup_listed(&self, parent: &Arc<Inode>, entry: &RawEntry<'_>) -> Result<Entry> {
-        let guess = Identity { ino: entry.ino, ..parent.identity };
-        if self.inodes.knows(&guess)
-            && let Some(known) = self.lookup_known(parent, entry.name)?
-        {
-            return Ok(known);
+    /// Looks up an entry of a listing, opening it first when its inode is probably not known yet. The listing's inode
+    /// number tells, but to look for it costs, too, so that is done only where entries are known.
+    fn lookup_listed(&self, thread: &mut Thread, parent: &Arc<Inode>, entry: &RawEntry<'_>) -> Result<Entry> {
+        if thread.listing.expects_known() {
+            let guess = Identity { ino: entry.ino, ..parent.identity };
+            let known = self.inodes.knows(&guess);
+            if known && let Some(found) = self.lookup_known(parent, entry.name)? {
+                return Ok(found);
+            }
         }
-        self.lookup_new(parent, entry.name).map(|(entry, _)| entry)
+        let (entry, known) = self.lookup_new(parent, entry.name)?;
+        thread.listing.saw(known);
+        Ok(entry)
     }
 }

@@ -5,7 +5,6 @@
 //! of fds that is full would end the daemon. So each fd that a guest keeps takes a seat, and there are fewer
 //! seats than the process may have fds.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Fds that are nobody's seat: broker channel, sockets, memory regions, and those that a request opens and closes.
@@ -40,9 +39,10 @@ impl Bounds {
     }
 }
 
-/// The seats that are taken now.
-#[derive(Clone, Default)]
-pub struct Seats(Arc<Taken>);
+/// The seats that are taken now. There is one such count for each device, and so for each worker, for the life of the
+/// process: a seat that had a share in its ownership would cost as much again as the count.
+#[derive(Clone, Copy)]
+pub struct Seats(&'static Taken);
 
 #[derive(Default)]
 struct Taken {
@@ -51,22 +51,28 @@ struct Taken {
 }
 
 /// The seat of a hot inode, free again when dropped.
-pub struct InodeSeat(Arc<Taken>);
+pub struct InodeSeat(&'static Taken);
 
 /// The seat of an open handle, free again when dropped.
-pub struct HandleSeat(Arc<Taken>);
+pub struct HandleSeat(&'static Taken);
+
+impl Default for Seats {
+    fn default() -> Self {
+        Seats(Box::leak(Box::default()))
+    }
+}
 
 impl Seats {
     /// Takes one for an inode.
     pub fn inode(&self) -> InodeSeat {
         self.0.inodes.fetch_add(1, Ordering::Relaxed);
-        InodeSeat(Arc::clone(&self.0))
+        InodeSeat(self.0)
     }
 
     /// Takes one for a handle.
     pub fn handle(&self) -> HandleSeat {
         self.0.handles.fetch_add(1, Ordering::Relaxed);
-        HandleSeat(Arc::clone(&self.0))
+        HandleSeat(self.0)
     }
 
     /// Those of inodes.

@@ -67,6 +67,12 @@ pub fn openat(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) -> Result
     owned(fd as libc::c_int)
 }
 
+/// `close`, where nobody cares what it says; by number as `openat`.
+pub fn close(fd: OwnedFd) {
+    // SAFETY: the fd is ours and is given up here.
+    unsafe { libc::syscall(libc::SYS_close, fd.into_raw_fd()) };
+}
+
 /// Attributes and the unique mount id of a name in a directory, not following a symbolic link.
 pub fn statx_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<libc::statx> {
     statx_raw(dir, name, libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT, BASIC)
