@@ -187,6 +187,7 @@ const FOREIGN_OPTIONS: &[&str] = &[
     "--memory",
     "--millis",
     "--no-native",
+    "--nocapture",
     "--now",
     "--priority",
     "--quick",
