@@ -186,6 +186,7 @@ const FOREIGN_OPTIONS: &[&str] = &[
     "--locked",
     "--memory",
     "--millis",
+    "--million",
     "--no-native",
     "--nocapture",
     "--now",
