@@ -13,6 +13,10 @@ const NOT_AT_WILL: &[(&str, &str)] = &[
     ("io/fcntl:F_GETFD", "only debug builds make it"),
     ("files/openat=EACCES", "the C library's own reading of /proc/sys, when a heap shrinks"),
     ("supervision/openat=EACCES", "a backtrace's reading of /proc/self/maps, after a panic"),
+    (
+        "supervision/ioctl:SIOCOUTQ",
+        "only where stderr is the journal's, as in the suite packaging's container",
+    ),
     ("memory/brk", "which of its calls malloc takes depends on the heap's state"),
     ("threads/sched_yield", "only where two threads meet in a channel at one moment"),
     ("process/rt_sigaction:SIGSEGV", "only a bug faults so"),
