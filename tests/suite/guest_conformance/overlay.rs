@@ -36,7 +36,7 @@ const WAYS: [Way; 3] = [
     Way {
         tag: "mapped",
         options: &["--xattrmap=:map::user.virtiofs.:"],
-        mount: "redirect_dir=on",
+        mount: "redirect_dir=on,metacopy=on",
         on_host: "user.virtiofs.trusted.overlay.",
     },
 ];
