@@ -14,7 +14,7 @@ use tests::share::Share;
 
 use super::{Served, TestResult, succeed};
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// A way: the daemon's options, those of the overlay's mount, and what an attribute's name begins with on the host.
 struct Way {
