@@ -185,6 +185,7 @@ const FOREIGN_OPTIONS: &[&str] = &[
     "--live",
     "--locked",
     "--memory",
+    "--million",
     "--millis",
     "--million",
     "--no-native",

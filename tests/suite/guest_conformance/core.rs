@@ -15,7 +15,7 @@ use super::{Served, TestResult, succeed};
 /// For one native run.
 const NATIVE_LIMIT: Duration = Duration::from_secs(60);
 /// For one run in a guest, whose processor is emulated.
-const GUEST_LIMIT: Duration = Duration::from_secs(120);
+const GUEST_LIMIT: Duration = Duration::from_secs(300);
 /// Steps of a script.
 const STEPS: usize = 1200;
 
