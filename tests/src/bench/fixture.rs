@@ -60,7 +60,7 @@ pub struct Sizes {
 }
 
 /// The sizes of a full run.
-pub const FULL: Sizes = Sizes { warm: 1000, cold: 10_000, directories: 16, entries: 10_000, data: 256 << 20 };
+pub const FULL: Sizes = Sizes { warm: 1000, cold: 10_000, directories: 16, entries: 1000, data: 256 << 20 };
 /// The sizes of a quick run.
 pub const QUICK: Sizes = Sizes { warm: 1000, cold: 5_000, directories: 16, entries: 1000, data: 64 << 20 };
 

@@ -80,7 +80,7 @@ pub fn run(spec: &DaemonSpec, fixture: &Fixture, count: usize, plan: &Plan) -> R
     guest.tree.settle()?;
     result.forgotten = guest.tree.memory()?;
 
-    let mut readdirplus = ReadDirPlus::new(1, vec![directory], 4096, count);
+    let mut readdirplus = ReadDirPlus::new(1, vec![directory], 4096, count, count);
     result.readdirplus = once(&mut guest, &mut readdirplus, 1, LONG);
     let complete = readdirplus.seen == count as u64;
     if result.readdirplus.failure.is_none() && !complete {

@@ -8,13 +8,14 @@ use crate::peers::Implementation;
 
 /// Daemon CPU per operation against each upstream release, at most; and operations a second, at least, where
 /// there is such a threshold.
-const UPSTREAM: [(&str, f64, Option<f64>); 19] = [
+const UPSTREAM: [(&str, f64, Option<f64>); 20] = [
     ("getattr", 0.25, Some(METADATA)),
     ("lookup-warm", 0.5, Some(METADATA)),
     ("lookup-cold", 0.5, Some(METADATA)),
     ("open-release", 0.6, Some(METADATA)),
     ("readdirplus", 0.4, Some(METADATA)),
     ("readdirplus-32k", 0.4, Some(METADATA)),
+    ("readdirplus-10k", 0.4, None),
     ("create-unlink", 0.7, Some(METADATA)),
     ("create-unlink-u1000", 0.7, Some(METADATA)),
     ("read-4k-d1", 0.8, None),

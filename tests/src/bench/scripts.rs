@@ -219,6 +219,10 @@ impl<N: FnMut() -> u64 + Send> Script for OpenRelease<N> {
 /// READDIRPLUS of whole directories, each once a lap by one slot. An operation is an entry.
 pub struct ReadDirPlus {
     directories: Vec<u64>,
+    /// So many of them make a lap.
+    lap: usize,
+    /// The first of the next lap.
+    next: usize,
     waiting: VecDeque<u64>,
     buffer: u32,
     slots: Vec<DirectorySlot>,
@@ -244,8 +248,9 @@ enum DirectoryState {
 }
 
 impl ReadDirPlus {
-    /// Reads these directories with buffers of this many bytes; each has about this many entries.
-    pub fn new(depth: u16, directories: Vec<u64>, buffer: u32, entries: usize) -> ReadDirPlus {
+    /// Reads these directories with buffers of this many bytes; each has about this many entries. No more are looked up
+    /// at a time than `most`, unless one directory has more.
+    pub fn new(depth: u16, directories: Vec<u64>, buffer: u32, entries: usize, most: usize) -> ReadDirPlus {
         let new = |opcode| Message::new(opcode, 0, ROOT_USER);
         let flags = (libc::O_RDONLY | libc::O_DIRECTORY).cast_unsigned();
         let slot = || DirectorySlot {
@@ -257,6 +262,8 @@ impl ReadDirPlus {
         ReadDirPlus {
             waiting: VecDeque::with_capacity(directories.len()),
             nodes: Vec::with_capacity(directories.len() * (entries + 2)),
+            lap: (most / entries.max(1)).clamp(1, directories.len().max(1)),
+            next: 0,
             directories,
             buffer,
             slots: (0..depth).map(|_| slot()).collect(),
@@ -294,7 +301,8 @@ impl Script for ReadDirPlus {
     fn prepare(&mut self, _guest: &mut Guest) -> Result<(), Failure> {
         self.seen = 0;
         self.waiting.clear();
-        self.waiting.extend(&self.directories);
+        self.waiting.extend(self.directories.iter().cycle().skip(self.next).take(self.lap));
+        self.next = (self.next + self.lap) % self.directories.len().max(1);
         Ok(())
     }
 

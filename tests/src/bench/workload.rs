@@ -16,6 +16,9 @@ use crate::fuse::wire::{self, opcode};
 
 /// A page: what Linux asks for with READDIRPLUS.
 const PAGE_BUFFER: u32 = 4096;
+/// Files looked up at a time by listings of directories, on all queues. The C daemon keeps an fd for each, and fails
+/// where the limit of open files is as low as in some containers (20,000); ours would keep most of them by handles.
+const LOOKED_UP: usize = 8000;
 /// What newer guests ask for.
 const LARGE_BUFFER: u32 = 32 << 10;
 /// Bytes of a large transfer.
@@ -40,6 +43,8 @@ pub enum Kind {
     ReadDirPlus {
         /// In bytes.
         buffer: u32,
+        /// The directory of many files, instead of many directories.
+        large: bool,
     },
     /// CREATE, WRITE of 4 KiB, FLUSH, RELEASE, UNLINK.
     CreateUnlink {
@@ -90,8 +95,9 @@ pub fn all() -> Vec<Workload> {
         new("lookup-cold", Kind::LookupCold, 16),
         new("forget", Kind::Forget, 16),
         new("open-release", Kind::OpenRelease, 16),
-        new("readdirplus", Kind::ReadDirPlus { buffer: PAGE_BUFFER }, 16),
-        new("readdirplus-32k", Kind::ReadDirPlus { buffer: LARGE_BUFFER }, 16),
+        new("readdirplus", Kind::ReadDirPlus { buffer: PAGE_BUFFER, large: false }, 16),
+        new("readdirplus-32k", Kind::ReadDirPlus { buffer: LARGE_BUFFER, large: false }, 16),
+        new("readdirplus-10k", Kind::ReadDirPlus { buffer: LARGE_BUFFER, large: true }, 1),
         new("create-unlink", Kind::CreateUnlink { uid: 0 }, 16),
         new("create-unlink-u1000", Kind::CreateUnlink { uid: USER }, 16),
         new("read-4k-d1", Kind::Read { size: block }, 1),
@@ -109,7 +115,7 @@ pub fn all() -> Vec<Workload> {
     for queues in [1, 2, 4] {
         for (name, kind, depth) in [
             ("getattr", Kind::GetAttr, 16),
-            ("readdirplus-32k", Kind::ReadDirPlus { buffer: LARGE_BUFFER }, 4),
+            ("readdirplus-32k", Kind::ReadDirPlus { buffer: LARGE_BUFFER, large: false }, 4),
             ("create-unlink", Kind::CreateUnlink { uid: 0 }, 16),
             ("read-4k", Kind::Read { size: block }, 16),
             ("read-1m", Kind::Read { size: large }, 4),
@@ -175,13 +181,23 @@ impl Workload {
                 let names: Vec<Vec<u8>> = (0..sizes.warm).map(fixture::name).collect();
                 Box::new(OpenRelease::new(depth, cycle(guest.lookup_all(parent, &names)?)))
             }
-            Kind::ReadDirPlus { buffer } => {
+            Kind::ReadDirPlus { buffer, large: true } => {
+                let nodes = vec![directory(fixture::COLD)?];
+                Box::new(ReadDirPlus::new(depth, nodes, buffer, sizes.cold, sizes.cold))
+            }
+            Kind::ReadDirPlus { buffer, large: false } => {
                 let parent = directory(fixture::DIRECTORIES)?;
                 // Several queues share the directories, so that no two read the same.
                 let mine = (queue..sizes.directories).step_by(self.queues.into());
                 let names: Vec<Vec<u8>> = mine.map(fixture::name).collect();
                 let nodes = guest.lookup_all(parent, &names)?;
-                Box::new(ReadDirPlus::new(depth, nodes, buffer, sizes.entries))
+                Box::new(ReadDirPlus::new(
+                    depth,
+                    nodes,
+                    buffer,
+                    sizes.entries,
+                    LOOKED_UP / usize::from(self.queues),
+                ))
             }
             Kind::CreateUnlink { uid } => {
                 let parent = directory(fixture::CREATE)?;
@@ -231,7 +247,8 @@ impl Workload {
             Kind::LookupWarm => native::lookup(fixture, fixture::WARM, sizes.warm)?,
             Kind::LookupCold => native::lookup(fixture, fixture::COLD, sizes.cold)?,
             Kind::OpenRelease => native::open_release(fixture)?,
-            Kind::ReadDirPlus { .. } => {
+            Kind::ReadDirPlus { large: true, .. } => native::readdir(fixture, &[fixture::COLD.to_owned()])?,
+            Kind::ReadDirPlus { large: false, .. } => {
                 let names = (0..sizes.directories)
                     .map(fixture::name)
                     .map(|name| format!("{}/{}", fixture::DIRECTORIES, String::from_utf8_lossy(&name)));
