@@ -13,6 +13,7 @@ mod dirty_log;
 mod dispatch;
 pub mod fs;
 pub mod fuse;
+mod heap;
 pub mod log;
 mod lookahead;
 pub mod migrate;
@@ -94,15 +95,16 @@ pub enum WorkerError {
 /// # Errors
 /// [`WorkerError`]; `Ok` when the front end has disconnected.
 pub fn run(channel: OwnedFd) -> Result<(), WorkerError> {
+    heap::prepare();
     let (broker, start, fds) = BrokerClient::start(channel)?;
     log::set_level(start.log_level);
     log::log_panics(CONTROL_THREAD);
     let metrics = Arc::new(Region::writable(&fds.metrics)?);
     let View { share, share_is_mount_root, fd_directory, listener } = View::new(&start, fds)?;
     let (baseline, missing) = confine::confine(&start, share.as_fd())?;
-    fs::prepare_process(fd_directory.as_fd()).map_err(WorkerError::Share)?;
-    let broker = Arc::new(broker);
     let (nofile, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(WorkerError::Share)?;
+    fs::prepare_process(fd_directory.as_fd(), nofile).map_err(WorkerError::Share)?;
+    let broker = Arc::new(broker);
     let resources = Resources {
         share,
         share_is_mount_root,

@@ -72,14 +72,19 @@ use session::Session;
 use sys::Result;
 
 /// Once, before there are threads: makes the fd directory the working directory, which is how attributes of
-/// special files are reached, and leaves every mode as the guest says it.
+/// special files are reached, leaves every mode as the guest says it, and makes room for fds, of which there may be
+/// `nofile`.
 ///
 /// # Errors
 /// What `fchdir` says.
-pub fn prepare_process(fd_directory: BorrowedFd<'_>) -> Result<()> {
+pub fn prepare_process(fd_directory: BorrowedFd<'_>, nofile: u64) -> Result<()> {
     sys::set_umask(0);
+    sys::expand_fd_table(fd_directory, i32::try_from(nofile).unwrap_or(i32::MAX).min(FDS_AT_START));
     sys::enter_fd_directory(fd_directory)
 }
+
+/// The size of the table of fds from the beginning; it takes 128 KiB of the kernel's memory.
+const FDS_AT_START: i32 = 16_384;
 
 /// A day: how long `--cache=always` and `metadata` let the guest trust what it has.
 const A_DAY: Duration = Duration::from_secs(86_400);

@@ -12,7 +12,6 @@
 //! locked meanwhile.
 
 use std::collections::VecDeque;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -22,7 +21,7 @@ use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 
 use super::inodes::Inode;
 use super::seats::{Bounds, HandleSeat, InodeSeat, Seats};
-use super::sys::{self, Result};
+use super::sys::{self, QuickFd, Result};
 use crate::config::InodeFileHandles;
 use crate::protocol::bounded::Bytes;
 use crate::protocol::phase::Service;
@@ -43,15 +42,8 @@ pub struct Residence(RwLock<State>);
 
 /// The fd of a hot inode, and its seat.
 pub struct HotFd {
-    fd: ManuallyDrop<OwnedFd>,
+    fd: QuickFd,
     _seat: InodeSeat,
-}
-
-impl Drop for HotFd {
-    fn drop(&mut self) {
-        // SAFETY: the value is not used again: this is its drop.
-        sys::close(unsafe { ManuallyDrop::take(&mut self.fd) });
-    }
 }
 
 impl AsFd for HotFd {
@@ -118,7 +110,7 @@ impl ColdHandle {
 }
 
 /// An inode's `O_PATH` fd, which stays open while this value lives.
-pub struct InodeFd<'a>(MappedRwLockReadGuard<'a, OwnedFd>);
+pub struct InodeFd<'a>(MappedRwLockReadGuard<'a, QuickFd>);
 
 impl AsFd for InodeFd<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -145,7 +137,7 @@ impl Residence {
     /// The fd, if it is hot.
     fn fd(&self) -> Option<InodeFd<'_>> {
         let hot = RwLockReadGuard::try_map(self.0.read_recursive(), |state| match state {
-            State::Hot(hot) => Some(&*hot.fd),
+            State::Hot(hot) => Some(&hot.fd),
             State::Cold(_) | State::Lost => None,
         });
         hot.ok().map(InodeFd)
@@ -225,7 +217,7 @@ impl Keeper {
 
     /// A seat for an inode's fd.
     pub fn seat(&self, fd: OwnedFd) -> HotFd {
-        HotFd { fd: ManuallyDrop::new(fd), _seat: self.seats.inode() }
+        HotFd { fd: fd.into(), _seat: self.seats.inode() }
     }
 
     /// A seat for a handle that is about to be opened.
@@ -355,7 +347,7 @@ impl Keeper {
         let Ok(results) = broker.reopen_all(sealed) else { return };
         let warmed = inodes.into_iter().zip(results).zip(seats).filter_map(|((inode, result), seat)| {
             inode.used.store(true, Ordering::Relaxed);
-            let warmed = inode.residence.warm(HotFd { fd: ManuallyDrop::new(result.ok()?), _seat: seat });
+            let warmed = inode.residence.warm(HotFd { fd: result.ok()?.into(), _seat: seat });
             warmed.then(|| Arc::downgrade(inode))
         });
         self.watch(warmed.collect::<Vec<_>>());

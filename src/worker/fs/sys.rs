@@ -2,8 +2,8 @@
 //! raw fd of the file system is in this file. No policy, no retries, no path longer than one component.
 
 use std::ffi::CStr;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
@@ -67,10 +67,35 @@ pub fn openat(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) -> Result
     owned(fd as libc::c_int)
 }
 
-/// `close`, where nobody cares what it says; by number as `openat`.
-pub fn close(fd: OwnedFd) {
-    // SAFETY: the fd is ours and is given up here.
-    unsafe { libc::syscall(libc::SYS_close, fd.into_raw_fd()) };
+/// An fd that is closed by number, as [`openat`] opens; nobody cares what `close` says.
+pub struct QuickFd(ManuallyDrop<OwnedFd>);
+
+impl From<OwnedFd> for QuickFd {
+    fn from(fd: OwnedFd) -> Self {
+        QuickFd(ManuallyDrop::new(fd))
+    }
+}
+
+impl AsFd for QuickFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Drop for QuickFd {
+    fn drop(&mut self) {
+        // SAFETY: the fd is ours and is not used again: this is its owner's drop, which drops nothing else.
+        unsafe { libc::syscall(libc::SYS_close, self.0.as_raw_fd()) };
+    }
+}
+
+/// Makes the kernel's table of fds large enough for this many. It grows by itself, but for a process with threads only
+/// at the end of an RCU grace period: some 10 ms in which nothing is opened, for each doubling.
+pub fn expand_fd_table(fd: BorrowedFd<'_>, fds: i32) {
+    // SAFETY: no memory is passed.
+    let highest = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, fds - 1) };
+    // Without it (beyond the limit, no memory) the table grows later.
+    drop(owned(highest));
 }
 
 /// Attributes and the unique mount id of a name in a directory, not following a symbolic link.
@@ -392,7 +417,6 @@ pub fn inode_ioctl(fd: BorrowedFd<'_>, command: u32, argument: &mut [u8; 28]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
 
     #[test]
     fn fd_names_are_decimal() {
