@@ -1,5 +1,6 @@
 //! A running child process.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -92,11 +93,24 @@ pub struct Child {
     pid: Pid,
     pidfd: OwnedFd,
     exit: Option<Exit>,
+    /// Only while the process is on its way to its program.
+    namespace: RefCell<Option<OwnedFd>>,
 }
 
 impl Child {
     pub(super) fn new(pid: Pid, pidfd: OwnedFd) -> Self {
-        Self { pid, pidfd, exit: None }
+        Self { pid, pidfd, exit: None, namespace: RefCell::new(None) }
+    }
+
+    /// Opens the user namespace for [`Self::user_namespace`] while the process still has its parent's ids: between
+    /// its change of ids and its exec, only CAP_SYS_PTRACE may. An error is that function's to tell.
+    pub(super) fn open_user_namespace(&self) {
+        self.namespace.replace(self.user_namespace().ok());
+    }
+
+    /// It is executing: what was opened ahead is closed.
+    pub(super) fn close_user_namespace(&self) {
+        self.namespace.replace(None);
     }
 
     /// Its process id, in our pid namespace. It belongs to this process until [`Self::wait`] or
@@ -116,6 +130,9 @@ impl Child {
     ///
     /// [`ProcessError::UserNamespace`], for one when it has ended.
     pub fn user_namespace(&self) -> Result<OwnedFd, ProcessError> {
+        if let Some(opened) = self.namespace.take() {
+            return Ok(opened);
+        }
         let path = format!("/proc/{}/ns/user", self.pid);
         open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| ProcessError::UserNamespace { pid: self.pid, errno })

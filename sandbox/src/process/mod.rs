@@ -153,10 +153,14 @@ impl Spawn<'_> {
         if let Some(maps) = &self.id_maps {
             maps.write(child.pid())?;
         }
+        if user_namespace {
+            child.open_user_namespace();
+        }
         // A child that has failed already does not read: what it said is still there to be read, so an error of
         // this send says nothing.
         let _ = send(ours.as_raw_fd(), &[child::GO], MsgFlags::MSG_NOSIGNAL);
         let done = meanwhile(&child);
+        child.close_user_namespace();
         executing(child, ours).map(|child| (child, done))
     }
 }
