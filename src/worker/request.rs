@@ -188,7 +188,7 @@ fn estimate(operation: &Operation<'_>) -> u32 {
     match operation {
         Operation::Read(read) => transfer(read.size),
         Operation::Write(write) => 2 * transfer(write.size),
-        Operation::Open(_) | Operation::OpenDir(_) | Operation::Release { .. } => 2,
+        Operation::Lookup(_) | Operation::Open(_) | Operation::OpenDir(_) | Operation::Release { .. } => 2,
         Operation::ReadDir(read) => read.size / 512,
         Operation::ReadDirPlus(read) => read.size / 64,
         Operation::SetAttr(_) | Operation::SetXattr { .. } | Operation::RemoveXattr { .. } => 5,

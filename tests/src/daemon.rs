@@ -156,6 +156,13 @@ impl Daemon {
         self.output.text()
     }
 
+    /// Waits until this text is so many times in what [`Daemon::stderr`] gives: what a process logs comes a little after
+    /// what it does. Panics when it does not come.
+    pub fn wait_for_stderr(&self, text: &str, times: usize) {
+        let said = self.output.wait_for(text, times, PATIENCE);
+        assert!(said, "not {times} times {text:?} in:\n{}", self.stderr());
+    }
+
     /// Connects to it. A daemon serves one connection.
     pub fn connect(&self) -> UnixStream {
         match self.handover {
@@ -283,6 +290,7 @@ impl Output {
                 }
                 if collected.bytes.len() < MAX_OUTPUT {
                     collected.bytes.extend_from_slice(&buffer[..count]);
+                    writer.1.notify_all();
                 }
             }
         });
@@ -291,6 +299,14 @@ impl Output {
 
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.0.lock().expect("no panic while it is held").bytes).into_owned()
+    }
+
+    fn wait_for(&self, text: &str, times: usize, limit: Duration) -> bool {
+        let said = |c: &Collected| String::from_utf8_lossy(&c.bytes).matches(text).count() >= times;
+        let guard = self.0.0.lock().expect("no panic while it is held");
+        let (guard, _) =
+            self.0.1.wait_timeout_while(guard, limit, |c| !c.ended && !said(c)).expect("as above");
+        said(&guard)
     }
 
     fn wait_for_end(&self, limit: Duration) -> bool {

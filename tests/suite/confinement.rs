@@ -53,6 +53,8 @@ fn while_serving(options: &[&str], look: impl FnOnce(&Share, &mut Session, i32, 
         client.walk("dir/file").unwrap();
         let (broker, worker) = (session.daemon.pid(), session.daemon.descendants());
         let [worker] = worker[..] else { panic!("a broker has one child: {worker:?}") };
+        // The broker confines itself at the same time as its worker, before it hears from it.
+        session.daemon.wait_for_stderr("Client connected, servicing requests", 1);
         look(&share, &mut session, broker, worker);
         let (status, stderr) = session.finish();
         assert!(status.success(), "{status}\n{stderr}");

@@ -169,6 +169,7 @@ fn a_broken_virtqueue_stops_alone_and_works_when_set_up_again() {
             set_up_again(session);
             assert_still_serving(session, VICTIM);
         }
+        session.daemon.wait_for_stderr("is stopped until", ATTACKS.len());
         let errors = session.daemon.stderr().matches("is stopped until").count();
         assert_eq!(errors, ATTACKS.len(), "one line for each:\n{}", session.daemon.stderr());
     });
