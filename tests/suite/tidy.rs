@@ -33,6 +33,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/worker/deferred.rs",
     "src/worker/fs/io.rs",
     "src/worker/fs/sys.rs",
+    "src/worker/heap.rs",
     "src/worker/vring.rs",
 ];
 
