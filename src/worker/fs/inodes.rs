@@ -309,7 +309,7 @@ mod tests {
 
     fn fd() -> HotFd {
         let bounds = Bounds::within(1024, 1);
-        let keeper = Keeper::new(InodeFileHandles::Never, None, Services::default(), bounds);
+        let keeper = Keeper::new(InodeFileHandles::Never, None, Services::default(), bounds, Arc::default());
         keeper.seat(std::fs::File::open("/").unwrap().into())
     }
 

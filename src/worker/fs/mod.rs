@@ -138,7 +138,7 @@ pub struct Resources {
 pub struct FileSystem {
     config: FsConfig,
     pub(in crate::worker) resources: Resources,
-    pub(in crate::worker) inodes: Inodes,
+    pub(in crate::worker) inodes: Arc<Inodes>,
     pub(in crate::worker) keeper: Keeper,
     pub(in crate::worker) handles: Handles,
     /// With `--locks`.
@@ -168,11 +168,13 @@ impl FileSystem {
         };
         let renamed = xattr_map.as_ref().and_then(XattrMap::renamed_capability);
         let renamed_capability = renamed.map(CString::new).transpose().map_err(|_| Errno::EINVAL)?;
+        let inodes = Arc::new(Inodes::new());
         let keeper = Keeper::new(
             config.inode_file_handles,
             resources.broker.clone(),
             resources.services,
             resources.bounds,
+            Arc::clone(&inodes),
         );
         let locks = Locks::new(config.locks)?;
         let fs = FileSystem {
@@ -181,7 +183,7 @@ impl FileSystem {
             gids: IdTranslator::new(&config.translate_gid).map_err(|_| Errno::EINVAL)?,
             config,
             resources,
-            inodes: Inodes::new(),
+            inodes,
             handles: Handles::new(),
             locks,
             session: Session::new(),

@@ -7,19 +7,19 @@
 //!
 //! An unlinked inode stays hot: it lives as long as somebody has it open, and its fd may be the last.
 //!
-//! Lock order: `sealing`, then an inode's state, then `clock`, which is a leaf. Whoever holds an inode's fd may
-//! wait for `sealing`: the thread that seals never waits for an inode's state. No shard of the inode table is
-//! locked meanwhile.
+//! Lock order: `sealing`, then an inode's state, then `clock`. Under that one, inodes are only found, and asked whether
+//! they are hot (which waits for nobody that waits for the clock). Whoever holds an inode's fd may wait for `sealing`: the
+//! thread that seals never waits for an inode's state. No shard of the inode table is locked meanwhile.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 
-use super::inodes::Inode;
+use super::inodes::{Inode, Inodes};
 use super::seats::{Bounds, HandleSeat, InodeSeat, Seats};
 use super::sys::{self, QuickFd, Result};
 use crate::config::InodeFileHandles;
@@ -190,8 +190,11 @@ pub struct Keeper {
     mandatory: bool,
     bounds: Bounds,
     seats: Seats,
-    /// Every hot inode that can be sealed, once; and some that are gone.
-    clock: Mutex<VecDeque<Weak<Inode>>>,
+    inodes: Arc<Inodes>,
+    /// Every hot inode that can be sealed, and some that are gone or cold. Empty until something has to be sealed.
+    clock: Mutex<VecDeque<NodeId>>,
+    /// Inodes that become hot go into the clock.
+    watching: AtomicBool,
     /// Held by the one thread that seals.
     sealing: Mutex<()>,
 }
@@ -203,6 +206,7 @@ impl Keeper {
         broker: Option<Arc<BrokerClient>>,
         services: Services,
         bounds: Bounds,
+        inodes: Arc<Inodes>,
     ) -> Self {
         Keeper {
             mounts: broker.clone().filter(|_| services.has(Service::Mounts)),
@@ -210,7 +214,9 @@ impl Keeper {
             mandatory: mode == InodeFileHandles::Mandatory,
             bounds,
             seats: Seats::default(),
+            inodes,
             clock: Mutex::new(VecDeque::new()),
+            watching: AtomicBool::new(false),
             sealing: Mutex::new(()),
         }
     }
@@ -253,7 +259,9 @@ impl Keeper {
         if self.broker.is_none() || inode.id == NodeId::ROOT {
             return;
         }
-        self.watch([Arc::downgrade(inode)]);
+        if self.watching.load(Ordering::SeqCst) {
+            self.watch([inode.id]);
+        }
         self.keep_within_bounds();
     }
 
@@ -268,11 +276,21 @@ impl Keeper {
     }
 
     /// Puts hot inodes behind the clock's hand.
-    fn watch(&self, inodes: impl IntoIterator<Item = Weak<Inode>>) {
+    fn watch(&self, inodes: impl IntoIterator<Item = NodeId>) {
         let mut clock = self.clock.lock();
         clock.extend(inodes);
         if clock.len() > self.seats.inodes().saturating_mul(2).saturating_add(CLOCK_SLACK) {
-            clock.retain(|inode| inode.strong_count() > 0);
+            clock.retain(|id| self.inodes.get(*id).is_some_and(|inode| inode.residence.is_hot()));
+        }
+    }
+
+    /// Puts all hot inodes into the clock, the first time that it is needed. Most guests never get there, and lookups
+    /// should not pay for it. An inode that becomes hot meanwhile is seen by this, or sees `watching`.
+    fn begin_to_watch(&self) {
+        if !self.watching.swap(true, Ordering::SeqCst) {
+            let all = self.inodes.all();
+            let hot = all.iter().filter(|inode| inode.id != NodeId::ROOT && inode.residence.is_hot());
+            self.watch(hot.map(|inode| inode.id));
         }
     }
 
@@ -283,8 +301,8 @@ impl Keeper {
 
     /// All inodes are gone.
     pub fn reset(&self) {
-        let before = std::mem::take(&mut *self.clock.lock());
-        drop(before);
+        self.watching.store(false, Ordering::SeqCst);
+        *self.clock.lock() = VecDeque::new();
     }
 
     /// The inode's fd, opened again if it is cold, together with those of its `neighbours`, cold ones that will be
@@ -348,7 +366,7 @@ impl Keeper {
         let warmed = inodes.into_iter().zip(results).zip(seats).filter_map(|((inode, result), seat)| {
             inode.used.store(true, Ordering::Relaxed);
             let warmed = inode.residence.warm(HotFd { fd: result.ok()?.into(), _seat: seat });
-            warmed.then(|| Arc::downgrade(inode))
+            warmed.then_some(inode.id)
         });
         self.watch(warmed.collect::<Vec<_>>());
         self.keep_within_bounds();
@@ -447,7 +465,7 @@ impl Keeper {
             .filter(|(inode, fd)| {
                 let linked = sys::statx_fd(fd.as_fd()).is_ok_and(|st| st.stx_nlink > 0);
                 if !linked {
-                    busy.push(Arc::downgrade(inode));
+                    busy.push(inode.id);
                 }
                 linked
             })
@@ -461,7 +479,7 @@ impl Keeper {
             Ok(results) => results,
             Err(e) => {
                 log::error!("cannot seal the handles of idle inodes: {e}");
-                busy.extend(held.iter().map(|(inode, _)| Arc::downgrade(inode)));
+                busy.extend(held.iter().map(|(inode, _)| inode.id));
                 self.watch(busy);
                 return 0;
             }
@@ -476,7 +494,7 @@ impl Keeper {
             if inode.residence.cool(&sealed) {
                 cooled += 1;
             } else {
-                busy.push(Arc::downgrade(&inode));
+                busy.push(inode.id);
             }
         }
         self.watch(busy);
@@ -485,6 +503,7 @@ impl Keeper {
 
     /// Takes a batch of inodes that were not used since the hand last passed them out of the clock.
     fn idle(&self) -> Vec<Arc<Inode>> {
+        self.begin_to_watch();
         let mut batch = Vec::with_capacity(self.bounds.batch);
         let mut clock = self.clock.lock();
         // Two rounds at most: the first may only take the marks away.
@@ -493,7 +512,7 @@ impl Keeper {
                 break;
             }
             let Some(watched) = clock.pop_front() else { break };
-            match watched.upgrade() {
+            match self.inodes.get(watched) {
                 Some(inode) if inode.used.swap(false, Ordering::Relaxed) => clock.push_back(watched),
                 Some(inode) => batch.push(inode),
                 None => {}
