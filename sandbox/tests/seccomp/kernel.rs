@@ -1,11 +1,13 @@
 //! The policies in force: each rule's call and mutant, and whole behaviours, in child processes.
 
+use std::ffi::c_void;
+use std::ptr;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::prctl::set_no_new_privs;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction, signal};
 use sandbox::seccomp::{Mode, Policy, SeccompError, apply};
 
 use crate::bpf::Outcome;
@@ -34,17 +36,47 @@ fn confine(policy: Policy, mode: Mode, extra: &[&str]) {
 /// Rules whose call can't be made with plain arguments, and how to make it.
 fn special(rule: &str) -> Option<fn() -> i32> {
     match rule {
-        "threads/clone:a thread" => Some(|| thread::spawn(|| 0).join().unwrap()),
-        "process/rt_sigreturn" => Some(|| {
-            let number = Compiler::new(ARCH).unwrap().call_number("tgkill").unwrap();
-            let id = u64::from(std::process::id());
-            syscall(number, [id, id, libc::SIGABRT as u64, 0, 0, 0])
+        "threads/clone:a thread" => Some(|| {
+            plain_thread(|| {}).join();
+            0
         }),
         _ => None,
     }
 }
 
+/// A thread as the daemon's. The standard library gives those of this test's program a stack for signals, too, by calls
+/// that the daemon doesn't make (src/main.rs) and its policies don't have.
+struct PlainThread(libc::pthread_t);
+
+fn plain_thread<F: FnOnce() + Send + 'static>(body: F) -> PlainThread {
+    extern "C" fn start<F: FnOnce()>(body: *mut c_void) -> *mut c_void {
+        // SAFETY: the box that was given up below, once.
+        let body = unsafe { Box::from_raw(body.cast::<F>()) };
+        body();
+        ptr::null_mut()
+    }
+    let mut thread = 0;
+    let body = Box::into_raw(Box::new(body)).cast();
+    // SAFETY: `thread` is live; `start` takes what `body` is.
+    let result = unsafe { libc::pthread_create(&raw mut thread, ptr::null(), start::<F>, body) };
+    assert_eq!(result, 0);
+    PlainThread(thread)
+}
+
+impl PlainThread {
+    fn join(self) {
+        // SAFETY: the thread was made and not joined before.
+        assert_eq!(unsafe { libc::pthread_join(self.0, ptr::null_mut()) }, 0);
+    }
+}
+
 extern "C" fn do_nothing(_: libc::c_int) {}
+
+/// The policies have no return from a handler.
+extern "C" fn end_with_42(_: libc::c_int) {
+    // SAFETY: the call takes an integer and does not return.
+    unsafe { libc::_exit(42) }
+}
 
 fn check(policy: Policy, extra: &[&str], rule: &Rule) {
     let case = CASES.iter().find(|case| case.rule == rule.key).unwrap();
@@ -118,7 +150,10 @@ fn a_threaded_rust_program_runs_under_the_worker_policy() {
         let threads: Vec<_> = (0..4)
             .map(|i| {
                 let (total, sender) = (Arc::clone(&total), sender.clone());
-                thread::Builder::new().name(format!("queue {i}")).spawn(move || {
+                plain_thread(move || {
+                    nix::sys::prctl::set_name(c"queue").unwrap();
+                    let blocks: Vec<_> = (0..2000 + i).map(|_| vec![1u8; 4000]).collect();
+                    assert_eq!(blocks.len(), 2000 + i);
                     let blocks: Vec<_> = (0..2000).map(|_| vec![1u8; 4000]).collect();
                     for block in blocks {
                         *total.lock().unwrap() += block.len();
@@ -130,7 +165,7 @@ fn a_threaded_rust_program_runs_under_the_worker_policy() {
         drop(sender);
         let received: usize = receiver.iter().sum();
         for thread in threads {
-            thread.unwrap().join().unwrap();
+            thread.join();
         }
         let mut large = vec![0u8; 1 << 20];
         large.resize(1 << 24, 1);
@@ -171,6 +206,9 @@ fn a_fault_in_guest_memory_is_seen_as_sigbus() {
     let end = run(|| {
         let file = nix::sys::memfd::memfd_create(c"guest", nix::sys::memfd::MFdFlags::empty()).unwrap();
         let (flags, length) = (MapFlags::MAP_SHARED, std::num::NonZeroUsize::new(4096).unwrap());
+        // As in the daemon, which has none; the test's own program has the standard library's.
+        // SAFETY: no handler runs.
+        unsafe { signal(Signal::SIGBUS, SigHandler::SigDfl) }.unwrap();
         // SAFETY: a new mapping, of a file that nothing else uses.
         let memory = unsafe { mmap(None, length, ProtFlags::PROT_READ, flags, &file, 0) }.unwrap();
         confine(Policy::Worker, Mode::Kill, &[]);
@@ -195,12 +233,11 @@ fn modes_differ_in_the_default_action_only() {
     assert_eq!(in_mode(Mode::Kill), End::Killed(Signal::SIGSYS));
     assert_eq!(in_mode(Mode::Trap), End::Killed(Signal::SIGSYS));
     let handled = run(|| {
-        let handler = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::empty(), SigSet::empty());
-        // SAFETY: the handler does nothing.
+        let handler = SigAction::new(SigHandler::Handler(end_with_42), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler makes one call, which is async-signal-safe.
         unsafe { sigaction(Signal::SIGSYS, &handler) }.unwrap();
         confine(Policy::Worker, Mode::Trap, &[]);
-        getppid();
-        42
+        getppid()
     });
     assert_eq!(handled, End::Returned(42), "trap can be handled");
 }

@@ -18,10 +18,11 @@ const NOT_AT_WILL: &[(&str, &str)] = &[
         "only where stderr is the journal's, as in the suite packaging's container",
     ),
     ("memory/brk", "which of its calls malloc takes depends on the heap's state"),
+    ("memory/mremap", "the tables of some hundred thousand inodes grow by it"),
     ("threads/sched_yield", "only where two threads meet in a channel at one moment"),
-    ("process/rt_sigaction:SIGSEGV", "only a bug faults so"),
     ("process/restart_syscall", "made by the kernel, after a stop in a timed wait"),
     ("process/getpid", "abort: only in a state that must not be"),
+    ("process/gettid", "abort"),
     ("process/tgkill:SIGABRT", "abort"),
     ("process/clock_gettime", "the vDSO does it, where the host's clock source lets it"),
     ("process/getrandom", "the first hash map of a thread, which may come before the filter"),
@@ -30,14 +31,10 @@ const NOT_AT_WILL: &[(&str, &str)] = &[
 /// The broker has these fragments too, for what a process of ours does at any time. In its one thread, which has no
 /// guest's memory, these stay away.
 const NOT_IN_THE_BROKER: &[(&str, &str)] = &[
-    ("process/rt_sigaction:SIGBUS", "it maps no file that somebody can cut short"),
-    ("process/rt_sigreturn", "no signal is handled but by a signalfd, except faults"),
     ("process/rt_sigprocmask", "abort"),
-    ("process/gettid", "a panic's message"),
     ("memory/mmap:only PROT_READ and PROT_WRITE", "as brk"),
     ("memory/mprotect:only PROT_READ and PROT_WRITE", "as brk"),
     ("memory/munmap", "as brk"),
-    ("memory/mremap", "as brk"),
     ("memory/madvise", "as brk"),
 ];
 
