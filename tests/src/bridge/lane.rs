@@ -160,12 +160,18 @@ impl Lane {
         }
         let mut full = true;
         while let Some(slot) = self.queue.take() {
-            if !self.fetch(slot)? {
-                self.queue.put(slot);
-                full = false;
-                break;
+            match self.fetch(slot) {
+                Ok(true) => idle = false,
+                Ok(false) => {
+                    self.queue.put(slot);
+                    full = false;
+                    break;
+                }
+                Err(end) => {
+                    self.queue.put(slot);
+                    return Err(end);
+                }
             }
-            idle = false;
         }
         self.queue.flush();
         if idle { self.sleep(full) } else { Ok(()) }

@@ -419,7 +419,16 @@ impl Queue {
     /// the daemon says that it wrote. For the slow path; it allocates.
     pub fn exchange(&mut self, message: &[u8], reply_len: usize) -> Result<Vec<u8>> {
         let shape = Shape::new(message.len() as u32, 0, reply_len as u32, 0);
-        let slot = self.take().expect("a free slot for one more request");
+        let slot = loop {
+            match self.take() {
+                Some(slot) => break slot,
+                // All are in flight, for nobody (see below).
+                None => {
+                    let done = self.wait()?;
+                    self.put(done.slot);
+                }
+            }
+        };
         self.request(slot).write(shape.start as usize, message);
         self.submit(slot, shape);
         self.flush();
