@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::Error as QueueError;
+use virtio_queue::{Error as QueueError, QueueT};
 
 use super::device::AtomicMemory;
 use super::fs::sys;
@@ -150,8 +150,14 @@ impl VringT<AtomicMemory> for Vring {
         self.state.set_queue_next_avail(base);
     }
 
+    /// SET_VRING_ADDR brings it as it was in guest memory a moment ago. QEMU sends that message to running virtqueues,
+    /// when it turns the dirty log on and off; theirs has moved on meanwhile, and would go back: replies would be lost,
+    /// and others given twice.
     fn set_queue_next_used(&self, index: u16) {
-        self.state.set_queue_next_used(index);
+        let mut state = self.state.get_mut();
+        if !state.get_queue().ready() {
+            state.get_queue_mut().set_next_used(index);
+        }
     }
 
     fn queue_used_idx(&self) -> Result<u16, QueueError> {

@@ -56,7 +56,7 @@ fn wait_for_rounds(guest: &mut Guest) -> Result<(), GuestError> {
          while [ ! -s /tmp/result ] && [ \"$(cat /tmp/progress 2>/dev/null || echo 0)\" -lt $((before + {ROUNDS})) ]; do
              usleep 10000
          done
-         [ ! -s /tmp/result ] || {{ cat /tmp/result >&2; exit 1; }}"
+         [ ! -s /tmp/result ] || {{ cat /tmp/result; dmesg | tail -n 5; exit 1; }} >&2"
     );
     guest.check(&script).map(drop)
 }
@@ -70,7 +70,8 @@ fn result(guest: &mut Guest) -> Result<String, GuestError> {
 fn migrates(daemons: [&Implementation; 2], options: &[&str], program: &str) -> Result<(), GuestError> {
     let Moving { dir, from, mut to, guest, target } = at_work(daemons, options, program)?;
     let mut guest = guest.migrate(target).unwrap_or_else(|e| panic!("{e}\n{}\n{}", from.log(), to.log()));
-    let said = result(&mut guest)?;
+    let said = result(&mut guest)
+        .unwrap_or_else(|e| panic!("{e}\nsource:\n{}\ndestination:\n{}", from.log(), to.log()));
     assert!(said.starts_with("ok "), "{said}{}", to.log());
     // The host finds what the guest wrote.
     let moved = fs::read_to_string(dir.path().join("after/moved")).unwrap();

@@ -252,7 +252,8 @@ impl Device {
         self.enable(queues.len(), true)
     }
 
-    fn ring_addresses(&self, index: u32, queue: &Queue) -> VringAddresses {
+    /// What SET_VRING_ADDR says of a virtqueue.
+    pub fn ring_addresses(&self, index: u32, queue: &Queue) -> VringAddresses {
         let log = u32::from(self.log.is_some());
         VringAddresses { flags: log, ..queue.ring().addresses(index) }
     }

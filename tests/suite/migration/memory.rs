@@ -1,7 +1,11 @@
 //! The dirty log, and the end of what is in flight: what the front end relies on for the guest's memory.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use tests::bounded::bounded;
 use tests::frontend::memory::{GuestMemory, PAGE};
+use tests::frontend::messages::Request;
 use tests::frontend::{Device, DeviceConfig, Shape};
 use tests::fuse::wire::{self, IN_HEADER, OUT_HEADER, ROOT, opcode};
 use tests::fuse::{Client, Session};
@@ -139,5 +143,37 @@ fn a_stopped_queue_has_nothing_in_flight() {
             assert!(published >= 15);
         }
         assert!(session.finish().0.success());
+    });
+}
+
+/// QEMU sends SET_VRING_ADDR to running virtqueues when it turns the dirty log on and off. Each reply still comes once:
+/// none is lost, and none is given twice.
+#[test]
+fn addresses_that_are_set_again_move_no_ring() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        share.write("file", "file");
+        let mut session = Session::start(command(&OURS, &share, Mode::FindPaths), DeviceConfig::default());
+        let node = session.client().lookup(ROOT, "file").unwrap().nodeid;
+        let addresses = session.with_queues(|device, queues| device.ring_addresses(1, queues[1]).to_bytes());
+        let Session { clients, device, .. } = &mut session;
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let guest = scope.spawn(|| {
+                let mut requests = 0;
+                while !done.load(Ordering::Relaxed) {
+                    assert_eq!(clients[0].getattr(node, None).unwrap().attr.size, 4);
+                    requests += 1;
+                }
+                requests
+            });
+            for _ in 0..20_000 {
+                device.connection().tell(Request::SetVringAddr, &addresses, &[]).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(guest.join().unwrap() > 100);
+        });
+        let (status, stderr) = session.finish();
+        assert!(status.success(), "{status}\n{stderr}");
     });
 }
