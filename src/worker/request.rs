@@ -60,14 +60,12 @@ pub struct Server {
     /// Helpers don't count: the queue's thread has.
     recorder: Option<Recorder>,
     moved: u64,
-    /// About how many microseconds were spent since somebody asked.
-    spent: u32,
 }
 
 impl Server {
     /// For the calling thread.
     pub fn new(fs: Arc<FileSystem>, thread: Thread, recorder: Option<Recorder>) -> Self {
-        Server { fs, thread, body: Vec::new(), reply: ReplyBuf::default(), recorder, moved: 0, spent: 0 }
+        Server { fs, thread, body: Vec::new(), reply: ReplyBuf::default(), recorder, moved: 0 }
     }
 
     /// Serves the request in `buffers`. `before_slow` is called once, before anything that may take long;
@@ -136,11 +134,6 @@ impl Server {
         self.moved
     }
 
-    /// About how many microseconds the requests took that were served since this was last asked.
-    pub fn take_spent(&mut self) -> u32 {
-        std::mem::take(&mut self.spent)
-    }
-
     /// Bytes of file data of the request that was just served.
     fn data_len<B: Bitmap + 'static>(&self, header: &InHeader, buffers: &Buffers<'_, B>) -> u64 {
         match Opcode::from_raw(header.opcode) {
@@ -174,34 +167,9 @@ impl Server {
         if slowness(&operation).is_some_and(before_slow) {
             return Ok(Outcome::Moves);
         }
-        self.spent = self.spent.saturating_add(estimate(&operation));
         let ctx = Context::from(header);
         let data = decode::HEADER + frame.body;
         dispatch::dispatch(&self.fs, &mut self.thread, &ctx, operation, buffers, data, &mut self.reply)
-    }
-}
-
-/// About how many microseconds it takes on a local file system whose caches are warm. A guess serves as well as a
-/// clock, which costs as much as a tenth of the fastest operations.
-fn estimate(operation: &Operation<'_>) -> u32 {
-    let transfer = |size: u32| 2 + size / 4096;
-    match operation {
-        Operation::Read(read) => transfer(read.size),
-        Operation::Write(write) => 2 * transfer(write.size),
-        Operation::Lookup(_) | Operation::Open(_) | Operation::OpenDir(_) | Operation::Release { .. } => 2,
-        Operation::ReadDir(read) => read.size / 512,
-        Operation::ReadDirPlus(read) => read.size / 64,
-        Operation::SetAttr(_) | Operation::SetXattr { .. } | Operation::RemoveXattr { .. } => 5,
-        Operation::Create { .. }
-        | Operation::TmpFile { .. }
-        | Operation::MkNod { .. }
-        | Operation::MkDir { .. }
-        | Operation::SymLink { .. }
-        | Operation::Link { .. }
-        | Operation::Rename { .. }
-        | Operation::Unlink(_)
-        | Operation::RmDir(_) => 15,
-        _ => 1,
     }
 }
 
