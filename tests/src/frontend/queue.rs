@@ -392,17 +392,28 @@ impl Queue {
         }
         let end = Instant::now() + self.config.limit;
         loop {
-            match self.wait {
-                Wait::Spin => (0..4096).for_each(|_| std::hint::spin_loop()),
-                Wait::Sleep => self.sleep(end)?,
-            }
-            if let Some(used) = self.ring.pop() {
+            let used = match self.wait {
+                Wait::Spin => self.spin(),
+                Wait::Sleep => {
+                    self.sleep(end)?;
+                    self.ring.pop()
+                }
+            };
+            if let Some(used) = used {
                 return Ok(used);
             }
             if Instant::now() >= end {
                 return Err(Error::Timeout { doing: "waited for a reply", limit: self.config.limit });
             }
         }
+    }
+
+    /// Looks some thousand times, for about 100 µs.
+    fn spin(&mut self) -> Option<Used> {
+        (0..2048).find_map(|_| {
+            std::hint::spin_loop();
+            self.ring.pop()
+        })
     }
 
     fn sleep(&mut self, end: Instant) -> Result<()> {
