@@ -9,12 +9,13 @@
 //! snapshot of the memory map that they were made from, which [`Buffers`] borrows.
 
 use std::marker::PhantomData;
-use std::ops::Deref;
 
 use nix::errno::Errno;
-use virtio_queue::DescriptorChain;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::chain::{Chain, Descriptor};
+use super::regions::Regions;
 
 /// A chain may have at most this many pieces: what the largest indirect table can hold.
 const MAX_PIECES: usize = 65_536;
@@ -63,36 +64,32 @@ pub struct Buffers<'a, B: Bitmap + 'static> {
 }
 
 impl Scratch {
-    /// Collects the buffers of a chain.
+    /// Collects the buffers of a chain, for [`Scratch::buffers`].
     ///
     /// # Errors
     /// [`ChainError`]; the chain can't be answered then.
-    pub fn load<'a, B: Bitmap + 'static, M>(
-        &'a mut self,
-        memory: &'a GuestMemoryMmap<B>,
-        chain: DescriptorChain<M>,
-    ) -> Result<Buffers<'a, B>, ChainError>
-    where
-        M: Deref,
-        M::Target: GuestMemory,
-    {
+    pub fn load<B: Bitmap + 'static>(
+        &mut self,
+        memory: &GuestMemoryMmap<B>,
+        mut chain: Chain,
+    ) -> Result<(), ChainError> {
         self.readable.clear();
         self.writable.clear();
         self.written.clear();
         let (mut readable_len, mut writable_len) = (0usize, 0usize);
-        let mut complete = false;
-        for descriptor in chain {
-            let (address, length) = (descriptor.addr(), descriptor.len());
+        let mut regions = Regions::new(memory);
+        while let Some(descriptor) = chain.next(&mut regions)? {
+            let Descriptor { address, length, .. } = descriptor;
             let outside = ChainError::OutsideMemory { address: address.raw_value(), length };
-            if descriptor.is_write_only() {
-                pieces(memory, address, length, |at, piece| {
+            if descriptor.writable {
+                pieces(&mut regions, address, length, |at, piece| {
                     self.written.push((at, piece.iov_len));
                     self.writable.push(piece);
                 })
                 .ok_or(outside)?;
                 writable_len += length as usize;
             } else if self.writable.is_empty() {
-                pieces(memory, address, length, |_, piece| self.readable.push(piece)).ok_or(outside)?;
+                pieces(&mut regions, address, length, |_, piece| self.readable.push(piece)).ok_or(outside)?;
                 readable_len += length as usize;
             } else {
                 return Err(ChainError::WrongOrder);
@@ -100,34 +97,56 @@ impl Scratch {
             if self.readable.len() + self.writable.len() > MAX_PIECES {
                 return Err(ChainError::TooManyPieces);
             }
-            complete = !descriptor.has_next();
         }
-        // The iterator ends without a word where a link is broken; an unbroken chain ends with a descriptor
-        // that has no next one.
         (self.readable_len, self.writable_len) = (readable_len, writable_len);
-        if complete { Ok(self.resume(memory)) } else { Err(ChainError::Cut) }
+        Ok(())
     }
 
-    /// The buffers that were loaded last, once more. `memory` must be the snapshot that they were loaded from.
-    pub fn resume<'a, B: Bitmap + 'static>(&'a mut self, memory: &'a GuestMemoryMmap<B>) -> Buffers<'a, B> {
+    /// Has the CPU fetch the beginnings of the message and of the reply, which another CPU has used last: the request
+    /// will be served soon.
+    pub fn prefetch(&self) {
+        self.readable.iter().take(2).for_each(|piece| prefetch::<false>(piece.iov_base));
+        self.writable.iter().take(2).for_each(|piece| prefetch::<true>(piece.iov_base));
+    }
+
+    /// The buffers of the chain that was loaded last. `memory` must be the snapshot that they were loaded from.
+    pub fn buffers<'a, B: Bitmap + 'static>(&'a mut self, memory: &'a GuestMemoryMmap<B>) -> Buffers<'a, B> {
         let (readable_len, writable_len) = (self.readable_len, self.writable_len);
         Buffers { memory, scratch: self, readable_len, writable_len }
     }
 }
 
+/// Starts to bring a line of memory to this CPU, to read it or `FOR_WRITING`. Any address will do: nothing is accessed.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(unused_variables, reason = "no such instruction in stable Rust")
+)]
+fn prefetch<const FOR_WRITING: bool>(address: *const libc::c_void) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; it reads and writes nothing and cannot fault.
+        unsafe {
+            if FOR_WRITING {
+                _mm_prefetch::<_MM_HINT_ET0>(address.cast());
+            } else {
+                _mm_prefetch::<_MM_HINT_T0>(address.cast());
+            }
+        }
+    }
+}
+
 /// Calls `each` for every piece of mapped memory behind a guest buffer; `None` when part of it isn't there.
 fn pieces<B: Bitmap + 'static>(
-    memory: &GuestMemoryMmap<B>,
+    regions: &mut Regions<'_, B>,
     mut address: GuestAddress,
     length: u32,
     mut each: impl FnMut(GuestAddress, libc::iovec),
 ) -> Option<()> {
     let mut left = length as usize;
     while left > 0 {
-        let (region, offset) = memory.to_region_addr(address)?;
-        let there = usize::try_from(region.len().checked_sub(offset.raw_value())?).ok()?;
+        let (host, there) = regions.find(address)?;
         let piece = left.min(there);
-        let host = region.get_host_address(offset).ok()?;
         each(address, libc::iovec { iov_base: host.cast(), iov_len: piece });
         left -= piece;
         if left > 0 {

@@ -4,26 +4,29 @@
 //! It only guesses. The guest may change a request between this look and the time it is served; then a node has an fd
 //! that nobody needs, or gets one when it is used. What is not in the usual form is left out.
 
-use virtio_queue::DescriptorChain;
-use vm_memory::Bytes;
 use zerocopy::FromBytes;
 
+use super::chain::{Chain, Table};
 use super::device::Memory;
+use super::dirty_log::DirtyLog;
 use super::fs::FileSystem;
 use super::fuse::operation::NodeId;
 use super::fuse::wire::{InHeader, Opcode};
+use super::regions::Regions;
 
 /// Gives fds to the nodes of these requests, as far as they will need them.
-pub fn prefetch(fs: &FileSystem, memory: &Memory, chains: &[DescriptorChain<&Memory>]) {
-    fs.prefetch(chains.iter().filter_map(|chain| node(memory, chain.clone())));
+pub fn prefetch(fs: &FileSystem, memory: &Memory, table: Table, heads: &[u16]) {
+    let mut regions = Regions::new(memory);
+    fs.prefetch(heads.iter().filter_map(|head| node(&mut regions, Chain::new(table, *head))));
 }
 
 /// The node whose fd a request will use.
-fn node(memory: &Memory, mut chain: DescriptorChain<&Memory>) -> Option<NodeId> {
-    let mut header = [0; size_of::<InHeader>()];
-    let first =
-        chain.next().filter(|first| !first.is_write_only() && first.len() as usize >= header.len())?;
-    memory.read_slice(&mut header, first.addr()).ok()?;
+fn node(regions: &mut Regions<'_, DirtyLog>, mut chain: Chain) -> Option<NodeId> {
+    let first = chain.next(regions).ok()??;
+    if first.writable || (first.length as usize) < size_of::<InHeader>() {
+        return None;
+    }
+    let header = regions.read::<{ size_of::<InHeader>() }>(first.address)?;
     let header = InHeader::read_from_bytes(&header).ok()?;
     uses_inode(Opcode::from_raw(header.opcode)?).then_some(NodeId(header.nodeid))
 }

@@ -6,6 +6,7 @@
 
 pub mod broker_client;
 pub mod buffers;
+pub mod chain;
 mod confine;
 mod deferred;
 pub mod device;
@@ -18,10 +19,13 @@ pub mod log;
 mod lookahead;
 pub mod migrate;
 mod pace;
+mod poll;
 mod pool;
 mod queue;
 pub mod recorder;
+pub mod regions;
 mod request;
+mod returns;
 mod view;
 mod vring;
 

@@ -1,29 +1,31 @@
 //! (1) A virtqueue's walk: kick → descriptor chains → replies → used ring → one notification.
 //!
 //! Requests are taken a batch at a time, under the vring's lock, and served without it, so that the front end's
-//! control messages never wait for a request. Each reply is published as soon as it is there, and the guest is
-//! notified if it waits, so that guest and daemon work at the same time.
+//! control messages never wait for a request. They are returned a few at a time (`returns`).
 
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::timerfd::TimerFd;
 use smallvec::SmallVec;
 use vhost_user_backend::VringT;
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryLoadGuard};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryLoadGuard};
 
 use super::buffers::{ChainError, Scratch};
+use super::chain::{Chain, Table};
 use super::deferred::Deferred;
 use super::device::{AtomicMemory, Memory};
 use super::fs::{FileSystem, Thread, Wait};
 use super::lookahead;
 use super::pace::{Pace, Turn};
+use super::poll::Poll;
 use super::pool::{InFlight, Pool};
 use super::recorder::Recorder;
 use super::request::{Served, Server, Slow};
+use super::returns::Returns;
 use super::vring::Vring;
 
 /// Requests taken from the available ring at once.
@@ -38,7 +40,7 @@ pub struct Queue {
     index: u16,
     fs: Arc<FileSystem>,
     logging: Arc<AtomicBool>,
-    poll: Duration,
+    poll: Poll,
     /// With `--thread-pool-size`.
     pool: Option<Pool>,
     in_flight: InFlight,
@@ -56,16 +58,45 @@ thread_local! {
 
 /// What a queue thread works with, kept between requests.
 struct Local {
-    scratch: Scratch,
+    /// For the request that is served and for the next one, in turn.
+    scratch: [Scratch; 2],
     server: Server,
+    returns: Returns,
 }
 
 impl Local {
     fn new(fs: &Arc<FileSystem>, index: u16) -> Result<Self, nix::errno::Errno> {
         let recorder = Recorder::new(Arc::clone(fs.metrics()), index);
         let server = Server::new(Arc::clone(fs), Thread::new(fs)?, Some(recorder));
-        Ok(Local { scratch: Scratch::default(), server })
+        Ok(Local { scratch: Default::default(), server, returns: Returns::default() })
     }
+
+    /// Collects the buffers of a batch's request, while the one before is still to be served, so that the CPU can fetch
+    /// what the guest's has written meanwhile. Returns the chain's head.
+    fn load(
+        &mut self,
+        index: usize,
+        memory: &Memory,
+        table: Table,
+        heads: &[u16],
+    ) -> Result<u16, ChainError> {
+        let Some(head) = heads.get(index) else { return Ok(0) };
+        let scratch = &mut self.scratch[index % 2];
+        scratch.load(memory, Chain::new(table, *head))?;
+        scratch.prefetch();
+        Ok(*head)
+    }
+}
+
+/// One request of a batch.
+#[derive(Clone, Copy)]
+struct Request {
+    /// Its place in the batch.
+    index: usize,
+    /// Its chain's first descriptor.
+    head: u16,
+    /// There are more behind it.
+    deep: bool,
 }
 
 /// Why a virtqueue can't go on.
@@ -99,7 +130,7 @@ impl Queue {
         pool: Option<Pool>,
         pace: Option<Pace>,
     ) -> Self {
-        let poll = Duration::from_micros(u64::from(poll_us));
+        let poll = Poll::new(Duration::from_micros(u64::from(poll_us)));
         Queue { index, fs, logging, poll, pool, in_flight: InFlight::default(), pace, broken: false }
     }
 
@@ -210,78 +241,83 @@ impl Queue {
         most: usize,
     ) -> Result<Next, Broken> {
         let memory: &Memory = snapshot;
-        let mut chains = SmallVec::<[DescriptorChain<&Memory>; BATCH]>::new();
-        {
+        let mut heads = SmallVec::<[u16; BATCH]>::new();
+        let table = {
             let mut state = vring.get_mut();
             if !state.is_enabled() || !state.get_queue().ready() {
                 return Ok(Next::Stopped);
             }
             let queue = state.get_queue_mut();
             queue.disable_notification(memory)?;
-            chains.extend(queue.iter(memory)?.take(most));
-            if chains.is_empty() && !poll_for_more(self.poll, queue, memory)? {
-                let more = queue.enable_notification(memory)?;
+            heads.extend(queue.iter(memory)?.take(most).map(|chain| chain.head_index()));
+            if heads.is_empty() {
+                let there =
+                    || queue.avail_idx(memory, Ordering::Acquire).map(|index| index.0 != queue.next_avail());
+                let more = self.poll.look(there)? || queue.enable_notification(memory)?;
                 return Ok(if more { Next::Batch(0) } else { Next::Kick });
             }
-        }
-        let number = chains.len();
+            local.returns.begin(queue, memory);
+            Table { address: GuestAddress(queue.desc_table()), size: queue.size() }
+        };
+        let number = heads.len();
         if let Some(recorder) = local.server.recorder() {
             recorder.taken(number);
         }
         if number > 1 && self.fs.has_cold_inodes() {
-            lookahead::prefetch(&self.fs, memory, &chains);
+            lookahead::prefetch(&self.fs, memory, table, &heads);
         }
-        let mut chains = chains.into_iter();
-        while let Some(chain) = chains.next() {
-            let deep = chains.len() > 0;
-            if let Err(e) = self.serve(local, vring, snapshot, chain, deep) {
-                notify(vring, memory)?;
-                return Err(e);
+        let mut next = local.load(0, memory, table, &heads);
+        for index in 0..number {
+            let head = std::mem::replace(&mut next, local.load(index + 1, memory, table, &heads));
+            let result = match head {
+                Ok(head) => {
+                    self.serve(local, vring, snapshot, Request { index, head, deep: index + 1 < number })
+                }
+                Err(e) => Err(e.into()),
+            };
+            if result.is_err() || local.returns.are_due() {
+                local.returns.publish(vring, memory)?;
             }
-            // A guest that sleeps is woken by the first reply, and comes while the rest is served. One that is awake has
-            // asked for no call (EVENT_IDX), so this mostly costs a look at its memory.
-            if deep {
-                notify(vring, memory)?;
-            }
+            result?;
         }
-        notify(vring, memory)?;
+        local.returns.publish(vring, memory)?;
         Ok(Next::Batch(number))
     }
 
-    /// Serves one request and publishes its reply. `deep`: there are more behind it.
+    /// Serves one request, whose reply is then to be published.
     fn serve(
         &mut self,
         local: &mut Local,
         vring: &Vring,
         snapshot: &Snapshot,
-        chain: DescriptorChain<&Memory>,
-        deep: bool,
+        request: Request,
     ) -> Result<(), Broken> {
+        let Request { index, head, deep } = request;
         let memory: &Memory = snapshot;
-        let head = chain.head_index();
-        let mut buffers = local.scratch.load(memory, chain)?;
-        let served = local.server.serve(&mut buffers, |slow| {
+        let Local { scratch, server, returns } = local;
+        let mut buffers = scratch[index % 2].buffers(memory);
+        let mut early = Ok(());
+        let served = server.serve(&mut buffers, |slow| {
             let moves = slow == Slow::Storage || (slow == Slow::Transfer && deep);
             if moves && self.pool.as_ref().is_some_and(Pool::has_room) {
                 return true;
             }
             // Replies that are ready must not wait for a slow request behind them.
-            if let Err(e) = notify(vring, memory) {
-                log::debug!("virtqueue: early notification: {e}");
-            }
+            early = returns.publish(vring, memory);
             false
         });
+        early?;
         let used = match served {
             Served::Replied(used) => used,
             Served::Waits { unique, attempt } => {
-                let request = self.defer(local, vring, snapshot, head);
+                let request = self.defer(local, vring, snapshot, request);
                 let done = Box::new(move |result| request.finish(unique, result));
                 self.fs.wait_for_lock(Wait { unique, queue: self.index, attempt, done });
                 return Ok(());
             }
             Served::Moves => {
                 if let Some(pool) = &self.pool {
-                    pool.submit(self.defer(local, vring, snapshot, head), &self.in_flight);
+                    pool.submit(self.defer(local, vring, snapshot, request), &self.in_flight);
                 }
                 return Ok(());
             }
@@ -289,44 +325,19 @@ impl Queue {
         if self.logging.load(Ordering::Relaxed) {
             buffers.mark_dirty(used as usize);
         }
-        vring.get_mut().get_queue_mut().add_used(memory, head, used)?;
+        local.returns.push(head, used);
         Ok(())
     }
 
-    /// Takes the request that was loaded last off this thread.
-    fn defer(&self, local: &mut Local, vring: &Vring, snapshot: &Snapshot, head: u16) -> Deferred {
-        let scratch = std::mem::take(&mut local.scratch);
-        Deferred::new(vring.clone(), snapshot.clone().into_inner(), scratch, head, Arc::clone(&self.logging))
-    }
-}
-
-/// Notifies the guest of used buffers, if it wants to know.
-fn notify(vring: &Vring, memory: &Memory) -> Result<(), virtio_queue::Error> {
-    let mut state = vring.get_mut();
-    if state.get_queue_mut().needs_notification(memory)? {
-        // An error means that the front end's eventfd is full (so it will look) or gone.
-        let _ = state.signal_used_queue();
-    }
-    Ok(())
-}
-
-/// Waits a little for more requests before the thread sleeps.
-fn poll_for_more<Q: QueueT, M: GuestMemory>(
-    poll: Duration,
-    queue: &Q,
-    memory: &M,
-) -> Result<bool, virtio_queue::Error> {
-    if poll.is_zero() {
-        return Ok(false);
-    }
-    let end = Instant::now() + poll;
-    loop {
-        if queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail() {
-            return Ok(true);
-        }
-        if Instant::now() >= end {
-            return Ok(false);
-        }
-        std::hint::spin_loop();
+    /// Takes a request off this thread.
+    fn defer(&self, local: &mut Local, vring: &Vring, snapshot: &Snapshot, request: Request) -> Deferred {
+        let scratch = std::mem::take(&mut local.scratch[request.index % 2]);
+        Deferred::new(
+            vring.clone(),
+            snapshot.clone().into_inner(),
+            scratch,
+            request.head,
+            Arc::clone(&self.logging),
+        )
     }
 }

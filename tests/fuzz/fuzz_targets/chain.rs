@@ -29,9 +29,9 @@ fuzz_target!(|input: &[u8]| {
 
     let mut scratch = Scratch::default();
     let Ok(chains) = queue.iter(&memory) else { return };
-    for chain in chains.take(usize::from(QUEUE_SIZE)) {
-        if let Ok(buffers) = scratch.load(&memory, chain) {
-            walk(buffers);
+    for mut chain in chains.take(usize::from(QUEUE_SIZE)) {
+        if scratch.load(&memory, &mut chain).is_ok() {
+            walk(scratch.buffers(&memory));
         }
     }
 });

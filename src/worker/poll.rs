@@ -1,0 +1,89 @@
+//! Whether to look at a virtqueue a little longer before its thread sleeps (`--poll-us`).
+//!
+//! A thread that sleeps has to be woken, which takes both sides longer than most requests take. Looking on pays where
+//! the next request comes soon, as with a guest that is busy, and is wasted where it doesn't, as with one that sleeps
+//! itself after each reply. Which it is shows in what came of it before: after looking in vain the thread sleeps at
+//! once, the next time twice as often, up to [`MOST_SKIPPED`] times, and then tries again.
+
+use std::time::{Duration, Instant};
+
+/// Most sleeps in a row without a look: then one of `--poll-us` costs each of them a 64th.
+const MOST_SKIPPED: u8 = 63;
+
+/// One virtqueue's habit.
+pub struct Poll {
+    /// Longest look.
+    most: Duration,
+    /// Sleeps from one look in vain to the next look.
+    pause: u8,
+    /// How many of those are left.
+    skip: u8,
+}
+
+impl Poll {
+    /// Looks at most this long.
+    pub fn new(most: Duration) -> Self {
+        Poll { most, pause: 0, skip: 0 }
+    }
+
+    /// Calls `look` until it finds something or it has been long enough. Whether it found something.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub fn look<E>(&mut self, mut look: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+        if self.most.is_zero() {
+            return Ok(false);
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return Ok(false);
+        }
+        let end = Instant::now() + self.most;
+        loop {
+            if look()? {
+                self.pause = 0;
+                return Ok(true);
+            }
+            if Instant::now() >= end {
+                self.pause = (2 * self.pause + 1).min(MOST_SKIPPED);
+                self.skip = self.pause;
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many looks come of so many sleeps, when each look finds that.
+    fn looks(poll: &mut Poll, sleeps: usize, finds: bool) -> usize {
+        let mut looks = 0;
+        for _ in 0..sleeps {
+            let mut first = true;
+            let found = poll.look(|| {
+                looks += usize::from(std::mem::take(&mut first));
+                Ok::<_, ()>(finds)
+            });
+            assert_eq!(found, Ok(finds && !first));
+        }
+        looks
+    }
+
+    #[test]
+    fn looks_that_find_nothing_become_rare_and_are_never_given_up() {
+        let mut poll = Poll::new(Duration::from_nanos(1));
+        assert_eq!(looks(&mut poll, 5 + 1 + 3 + 7 + 15 + 31, false), 5);
+        assert_eq!(looks(&mut poll, 640, false), 10);
+        assert_eq!(looks(&mut poll, 1, false), 1);
+        assert_eq!(looks(&mut poll, 100, true), 100 - 63);
+        assert_eq!(looks(&mut poll, 100, true), 100);
+    }
+
+    #[test]
+    fn no_time_is_no_look() {
+        assert_eq!(looks(&mut Poll::new(Duration::ZERO), 10, true), 0);
+    }
+}

@@ -1,0 +1,103 @@
+//! Guest addresses to host addresses, with the region that was found last kept for the next address: it is mostly the
+//! same one, and a request has about a dozen.
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress,
+};
+
+/// A snapshot of guest memory's layout, to find many addresses in.
+pub struct Regions<'m, B: Bitmap + 'static> {
+    memory: &'m GuestMemoryMmap<B>,
+    last: Option<Mapped>,
+}
+
+/// One region, which is one mapping.
+#[derive(Clone, Copy)]
+struct Mapped {
+    /// Guest address.
+    start: u64,
+    length: u64,
+    /// Where `start` is mapped.
+    host: *mut u8,
+}
+
+impl Mapped {
+    fn of<B: Bitmap + 'static>(region: &GuestRegionMmap<B>) -> Option<Self> {
+        let host = region.get_host_address(MemoryRegionAddress(0)).ok()?;
+        Some(Mapped { start: region.start_addr().raw_value(), length: region.len(), host })
+    }
+
+    fn at(&self, address: GuestAddress) -> Option<(*mut u8, usize)> {
+        let offset = address.raw_value().checked_sub(self.start).filter(|offset| *offset < self.length)?;
+        let there = usize::try_from(self.length - offset).ok()?;
+        Some((self.host.wrapping_add(usize::try_from(offset).ok()?), there))
+    }
+}
+
+impl<'m, B: Bitmap + 'static> Regions<'m, B> {
+    /// Those of `memory`.
+    pub fn new(memory: &'m GuestMemoryMmap<B>) -> Self {
+        Regions { memory, last: None }
+    }
+
+    /// Where an address is mapped, and how many bytes of its region begin there; `None` when it is not in guest memory.
+    /// What is found stays mapped for as long as the snapshot lives.
+    pub fn find(&mut self, address: GuestAddress) -> Option<(*mut u8, usize)> {
+        if let Some(found) = self.last.and_then(|region| region.at(address)) {
+            return Some(found);
+        }
+        self.last = self.memory.find_region(address).and_then(Mapped::of);
+        self.last?.at(address)
+    }
+
+    /// A copy of some bytes, which the guest may be changing; `None` when they are not all in guest memory.
+    pub fn read<const N: usize>(&mut self, address: GuestAddress) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        match self.find(address)? {
+            (host, there) if there >= N => {
+                // SAFETY: `N` bytes from `host` on are mapped; `bytes` is our own.
+                unsafe { std::ptr::copy_nonoverlapping(host, bytes.as_mut_ptr(), N) };
+            }
+            // They go on in the next region.
+            _ => self.memory.read_slice(&mut bytes, address).ok()?,
+        }
+        Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_found_in_each_region_and_nowhere_else() {
+        let ranges =
+            [(GuestAddress(0x1000), 0x1000), (GuestAddress(0x2000), 0x1000), (GuestAddress(0x9000), 0x1000)];
+        let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
+        let mut regions = Regions::new(&memory);
+        for (address, there) in
+            [(0x1000, 0x1000), (0x1fff, 1), (0x2000, 0x1000), (0x9ffe, 2), (0x1234, 0xdcc), (0x9000, 0x1000)]
+        {
+            let (host, length) = regions.find(GuestAddress(address)).unwrap();
+            assert_eq!((host, length), (memory.get_host_address(GuestAddress(address)).unwrap(), there));
+        }
+        for address in [0, 0xfff, 0x3000, 0x8fff, 0xa000, u64::MAX] {
+            assert!(regions.find(GuestAddress(address)).is_none(), "{address:#x}");
+            assert!(regions.find(GuestAddress(0x1000)).is_some());
+        }
+    }
+
+    #[test]
+    fn bytes_are_read_across_regions_and_not_beyond() {
+        let ranges = [(GuestAddress(0x1000), 0x1000), (GuestAddress(0x2000), 0x1000)];
+        let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
+        memory.write_slice(&[1, 2, 3, 4], GuestAddress(0x1ffe)).unwrap();
+        let mut regions = Regions::new(&memory);
+        assert_eq!(regions.read(GuestAddress(0x1ffe)), Some([1, 2, 3, 4]));
+        assert_eq!(regions.read(GuestAddress(0x1fff)), Some([2, 3]));
+        assert_eq!(regions.read::<2>(GuestAddress(0x2fff)), None);
+        assert_eq!(regions.read::<1>(GuestAddress(0x3000)), None);
+    }
+}
