@@ -288,7 +288,8 @@ impl ThreadCredentials {
     /// Groups and gid first: neither needs a capability that the change of uid takes away, but so the order is
     /// the usual one.
     fn switch(&mut self, uid: u32, gid: u32, groups: &[u32]) -> Result<(), CredentialsError> {
-        if self.groups != groups && !self.baseline.groups_fixed {
+        // One by one, since there are few of them, and mostly the same as before: a call of memcmp costs more.
+        if !self.groups.iter().eq(groups) && !self.baseline.groups_fixed {
             sys::setgroups(groups)
                 .map_err(|errno| CredentialsError::Groups { count: groups.len(), errno })?;
             self.groups.clear();

@@ -67,7 +67,7 @@ fn defaults() {
                 tag: None,
                 num_request_queues: 6,
                 thread_pool_size: 0,
-                poll_us: 0,
+                poll_us: 20,
                 limits: Limits::default(),
             },
             fs: FsConfig {

@@ -25,6 +25,8 @@ pub(super) const MAX_REQUEST_QUEUES: u16 = 63;
 
 /// Polling for longer than a second is a busy loop.
 const MAX_POLL_US: u32 = 1_000_000;
+/// Less than a sleep and a wake-up take, which it saves; docs/performance.md has the measurement.
+const DEFAULT_POLL_US: u32 = 20;
 
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -224,8 +226,10 @@ pub(super) struct Options {
     #[arg(long, value_name = "N", help_heading = "Performance", default_value_t = 0)]
     pub thread_pool_size: u16,
 
-    /// How long an idle queue's thread looks for requests before it sleeps, in microseconds
-    #[arg(long, value_name = "N", help_heading = "Performance", default_value_t = 0)]
+    /// How long a queue's thread looks for more requests before it sleeps, in microseconds; 0 for not at all
+    ///
+    /// It does so only as long as it finds some: looks in vain become rare.
+    #[arg(long, value_name = "N", help_heading = "Performance", default_value_t = DEFAULT_POLL_US)]
     #[arg(value_parser = value_parser!(u32).range(0..=i64::from(MAX_POLL_US)))]
     pub poll_us: u32,
 

@@ -121,7 +121,7 @@ impl Scratch {
     not(target_arch = "x86_64"),
     allow(unused_variables, reason = "no such instruction in stable Rust")
 )]
-fn prefetch<const FOR_WRITING: bool>(address: *const libc::c_void) {
+pub fn prefetch<const FOR_WRITING: bool>(address: *const libc::c_void) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
@@ -165,6 +165,19 @@ impl<B: Bitmap + 'static> Buffers<'_, B> {
     /// Room that the guest gave for the reply.
     pub fn writable_len(&self) -> usize {
         self.writable_len
+    }
+
+    /// The first bytes of the message; `None` when it is shorter.
+    pub fn begin<const N: usize>(&self) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        match self.scratch.readable.first() {
+            Some(piece) if piece.iov_len >= N => {
+                // SAFETY: the piece is mapped memory of at least `N` bytes; `bytes` is our own.
+                unsafe { std::ptr::copy_nonoverlapping(piece.iov_base.cast(), bytes.as_mut_ptr(), N) };
+                Some(bytes)
+            }
+            _ => self.copy_in(0, &mut bytes).then_some(bytes),
+        }
     }
 
     /// Copies bytes `from..from + buf.len()` of the message out of guest memory; `false` when it is shorter.

@@ -57,6 +57,12 @@ impl Chain {
         Chain { table, indirect: false, next: Some(head), left: table.size, length: 0 }
     }
 
+    /// Where its indirect table is, if it has one: a guess, for [`crate::worker::buffers::prefetch`].
+    pub fn indirect_table<B: Bitmap + 'static>(&self, regions: &mut Regions<'_, B>) -> Option<*const u8> {
+        let raw = self.read(regions, self.next?).ok().filter(|raw| raw.flags & INDIRECT != 0)?;
+        Some(regions.find(raw.address)?.0)
+    }
+
     /// The next descriptor, `None` after the last.
     ///
     /// # Errors

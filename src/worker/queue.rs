@@ -14,7 +14,7 @@ use vhost_user_backend::VringT;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryLoadGuard};
 
-use super::buffers::{ChainError, Scratch};
+use super::buffers::{self, ChainError, Scratch};
 use super::chain::{Chain, Table};
 use super::deferred::Deferred;
 use super::device::{AtomicMemory, Memory};
@@ -24,6 +24,7 @@ use super::pace::{Pace, Turn};
 use super::poll::Poll;
 use super::pool::{InFlight, Pool};
 use super::recorder::Recorder;
+use super::regions::Regions;
 use super::request::{Served, Server, Slow};
 use super::returns::Returns;
 use super::vring::Vring;
@@ -97,6 +98,16 @@ struct Request {
     head: u16,
     /// There are more behind it.
     deep: bool,
+}
+
+/// Has the CPU fetch the descriptors of a batch's requests, all at the same time: the guest's CPU has just written them.
+fn fetch_tables(memory: &Memory, table: Table, heads: &[u16]) {
+    let mut regions = Regions::new(memory);
+    for head in heads {
+        if let Some(address) = Chain::new(table, *head).indirect_table(&mut regions) {
+            buffers::prefetch::<false>(address.cast());
+        }
+    }
 }
 
 /// Why a virtqueue can't go on.
@@ -266,6 +277,7 @@ impl Queue {
         if number > 1 && self.fs.has_cold_inodes() {
             lookahead::prefetch(&self.fs, memory, table, &heads);
         }
+        fetch_tables(memory, table, &heads);
         let mut next = local.load(0, memory, table, &heads);
         for index in 0..number {
             let head = std::mem::replace(&mut next, local.load(index + 1, memory, table, &heads));

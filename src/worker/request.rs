@@ -80,11 +80,10 @@ impl Server {
         buffers: &mut Buffers<'_, B>,
         before_slow: impl FnOnce(Slow) -> bool,
     ) -> Served {
-        let mut raw = [0u8; decode::HEADER];
-        if !buffers.copy_in(0, &mut raw) {
+        let Some(raw) = buffers.begin::<{ decode::HEADER }>() else {
             log::debug!("a request of {} bytes is too short for a header", buffers.readable_len());
             return Served::Replied(0);
-        }
+        };
         let Ok(header) = InHeader::read_from_bytes(&raw) else { return Served::Replied(0) };
         let has_reply = Opcode::from_raw(header.opcode).is_none_or(Opcode::has_reply);
         if has_reply && buffers.writable_len() < OUT_HEADER {

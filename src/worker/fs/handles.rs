@@ -9,7 +9,7 @@ use super::directory::DirStream;
 use super::inodes::Inode;
 use super::seats::HandleSeat;
 use super::slots::Slots;
-use super::sys::Result;
+use super::sys::{QuickFd, Result};
 use crate::worker::fuse::operation::{HandleId, NodeId};
 
 /// An open file or directory.
@@ -18,7 +18,7 @@ pub struct Handle {
     pub inode: Arc<Inode>,
     /// The guest's open flags, as it sent them.
     pub flags: u32,
-    file: OwnedFd,
+    file: QuickFd,
     _seat: HandleSeat,
     /// The position in the directory, and what was read ahead of it.
     pub directory: Mutex<DirStream>,
@@ -51,7 +51,7 @@ impl Handles {
     /// Adds an open file under the id of a migrated guest.
     pub fn insert_at(&self, id: HandleId, inode: Arc<Inode>, flags: u32, file: OwnedFd, seat: HandleSeat) {
         let directory = Mutex::new(DirStream::default());
-        self.0.set(id.0, Arc::new(Handle { inode, flags, file, _seat: seat, directory }));
+        self.0.set(id.0, Arc::new(Handle { inode, flags, file: file.into(), _seat: seat, directory }));
     }
 
     /// All open handles, each with its id.
