@@ -100,15 +100,14 @@ impl Chain {
         Ok(())
     }
 
-    #[inline(always)]
+    #[inline]
     fn read<B: Bitmap + 'static>(&self, regions: &mut Regions<'_, B>, index: u16) -> Result<Raw, ChainError> {
         if index >= self.table.size || self.left == 0 {
             return Err(ChainError::Cut);
         }
         let offset = u64::from(index) * u64::from(DESCRIPTOR);
         let address = self.table.address.checked_add(offset).ok_or(ChainError::Cut)?;
-        let bytes = regions.read(address).ok_or(ChainError::Cut)?;
-        Ok(Raw::from(u128::from_le_bytes(bytes)))
+        Ok(Raw::from(u128::from_le(regions.read(address).ok_or(ChainError::Cut)?)))
     }
 }
 

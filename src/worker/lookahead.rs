@@ -4,8 +4,6 @@
 //! It only guesses. The guest may change a request between this look and the time it is served; then a node has an fd
 //! that nobody needs, or gets one when it is used. What is not in the usual form is left out.
 
-use zerocopy::FromBytes;
-
 use super::chain::{Chain, Table};
 use super::device::Memory;
 use super::dirty_log::DirtyLog;
@@ -26,8 +24,7 @@ fn node(regions: &mut Regions<'_, DirtyLog>, mut chain: Chain) -> Option<NodeId>
     if first.writable || (first.length as usize) < size_of::<InHeader>() {
         return None;
     }
-    let header = regions.read::<{ size_of::<InHeader>() }>(first.address)?;
-    let header = InHeader::read_from_bytes(&header).ok()?;
+    let header: InHeader = regions.read(first.address)?;
     uses_inode(Opcode::from_raw(header.opcode)?).then_some(NodeId(header.nodeid))
 }
 

@@ -6,6 +6,7 @@ use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MemoryRegionAddress,
 };
+use zerocopy::{FromBytes, IntoBytes};
 
 /// A snapshot of guest memory's layout, to find many addresses in.
 pub struct Regions<'m, B: Bitmap + 'static> {
@@ -44,6 +45,7 @@ impl<'m, B: Bitmap + 'static> Regions<'m, B> {
 
     /// Where an address is mapped, and how many bytes of its region begin there; `None` when it is not in guest memory.
     /// What is found stays mapped for as long as the snapshot lives.
+    #[inline]
     pub fn find(&mut self, address: GuestAddress) -> Option<(*mut u8, usize)> {
         if let Some(found) = self.last.and_then(|region| region.at(address)) {
             return Some(found);
@@ -52,18 +54,21 @@ impl<'m, B: Bitmap + 'static> Regions<'m, B> {
         self.last?.at(address)
     }
 
-    /// A copy of some bytes, which the guest may be changing; `None` when they are not all in guest memory.
-    pub fn read<const N: usize>(&mut self, address: GuestAddress) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        match self.find(address)? {
-            (host, there) if there >= N => {
-                // SAFETY: `N` bytes from `host` on are mapped; `bytes` is our own.
-                unsafe { std::ptr::copy_nonoverlapping(host, bytes.as_mut_ptr(), N) };
-            }
-            // They go on in the next region.
-            _ => self.memory.read_slice(&mut bytes, address).ok()?,
+    /// A copy of what is there, which the guest may be changing; `None` when it is not all in guest memory.
+    ///
+    /// As a number or struct, not as bytes to be put together: a load of parts that were stored separately waits until
+    /// all stores before it are done, those to lines that the guest's CPU holds among them.
+    #[inline]
+    pub fn read<T: FromBytes + IntoBytes>(&mut self, address: GuestAddress) -> Option<T> {
+        let (host, there) = self.find(address)?;
+        if there >= size_of::<T>() {
+            // SAFETY: that many bytes from `host` on are mapped, and any bytes are a `T`.
+            return Some(unsafe { std::ptr::read_unaligned(host.cast()) });
         }
-        Some(bytes)
+        // It goes on in the next region.
+        let mut value = T::new_zeroed();
+        self.memory.read_slice(value.as_mut_bytes(), address).ok()?;
+        Some(value)
     }
 }
 
@@ -97,7 +102,8 @@ mod tests {
         let mut regions = Regions::new(&memory);
         assert_eq!(regions.read(GuestAddress(0x1ffe)), Some([1, 2, 3, 4]));
         assert_eq!(regions.read(GuestAddress(0x1fff)), Some([2, 3]));
-        assert_eq!(regions.read::<2>(GuestAddress(0x2fff)), None);
-        assert_eq!(regions.read::<1>(GuestAddress(0x3000)), None);
+        assert_eq!(regions.read(GuestAddress(0x2000)), Some(u16::from_ne_bytes([3, 4])));
+        assert_eq!(regions.read::<u16>(GuestAddress(0x2fff)), None);
+        assert_eq!(regions.read::<u8>(GuestAddress(0x3000)), None);
     }
 }

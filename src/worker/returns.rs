@@ -69,6 +69,6 @@ impl Returns {
 fn is_awaited(queue: &Queue, memory: &Memory) -> bool {
     // The available ring's header and its entries, of two bytes each, come before `used_event`.
     let at = GuestAddress(queue.avail_ring()).checked_add(4 + 2 * u64::from(queue.size()));
-    let used_event = at.and_then(|at| Regions::new(memory).read(at)).map(u16::from_le_bytes);
+    let used_event = at.and_then(|at| Regions::new(memory).read(at)).map(u16::from_le);
     !queue.event_idx_enabled() || used_event == Some(queue.next_used())
 }
