@@ -53,6 +53,8 @@ pub struct Scratch {
     window: Vec<libc::iovec>,
     readable_len: usize,
     writable_len: usize,
+    /// What is wrong with the chain that was loaded last.
+    error: Option<ChainError>,
 }
 
 /// The buffers of one request.
@@ -65,10 +67,11 @@ pub struct Buffers<'a, B: Bitmap + 'static> {
 
 impl Scratch {
     /// Collects the buffers of a chain, for [`Scratch::buffers`].
-    ///
-    /// # Errors
-    /// [`ChainError`]; the chain can't be answered then.
-    pub fn load<B: Bitmap + 'static>(
+    pub fn load<B: Bitmap + 'static>(&mut self, memory: &GuestMemoryMmap<B>, chain: Chain) {
+        self.error = self.collect(memory, chain).err();
+    }
+
+    fn collect<B: Bitmap + 'static>(
         &mut self,
         memory: &GuestMemoryMmap<B>,
         mut chain: Chain,
@@ -110,7 +113,21 @@ impl Scratch {
     }
 
     /// The buffers of the chain that was loaded last. `memory` must be the snapshot that they were loaded from.
-    pub fn buffers<'a, B: Bitmap + 'static>(&'a mut self, memory: &'a GuestMemoryMmap<B>) -> Buffers<'a, B> {
+    ///
+    /// # Errors
+    /// [`ChainError`]; the chain can't be answered then.
+    pub fn buffers<'a, B: Bitmap + 'static>(
+        &'a mut self,
+        memory: &'a GuestMemoryMmap<B>,
+    ) -> Result<Buffers<'a, B>, ChainError> {
+        match self.error {
+            Some(error) => Err(error),
+            None => Ok(self.resume(memory)),
+        }
+    }
+
+    /// The same for a request that was begun: its chain is good.
+    pub fn resume<'a, B: Bitmap + 'static>(&'a mut self, memory: &'a GuestMemoryMmap<B>) -> Buffers<'a, B> {
         let (readable_len, writable_len) = (self.readable_len, self.writable_len);
         Buffers { memory, scratch: self, readable_len, writable_len }
     }

@@ -47,7 +47,7 @@ impl Deferred {
 
     /// Lets `serve` work on the buffers, and returns the chain with as many bytes as it says that it wrote.
     pub fn finish_with(mut self, serve: impl FnOnce(&mut Buffers<'_, DirtyLog>) -> u32) {
-        let mut buffers = self.scratch.buffers(&*self.memory);
+        let mut buffers = self.scratch.resume(&*self.memory);
         let used = serve(&mut buffers);
         if self.logging.load(Ordering::Relaxed) {
             buffers.mark_dirty(used as usize);

@@ -73,19 +73,12 @@ impl Local {
     }
 
     /// Collects the buffers of a batch's request, while the one before is still to be served, so that the CPU can fetch
-    /// what the guest's has written meanwhile. Returns the chain's head.
-    fn load(
-        &mut self,
-        index: usize,
-        memory: &Memory,
-        table: Table,
-        heads: &[u16],
-    ) -> Result<u16, ChainError> {
-        let Some(head) = heads.get(index) else { return Ok(0) };
+    /// what the guest's has written meanwhile.
+    fn load(&mut self, index: usize, memory: &Memory, table: Table, heads: &[u16]) {
+        let Some(head) = heads.get(index) else { return };
         let scratch = &mut self.scratch[index % 2];
-        scratch.load(memory, Chain::new(table, *head))?;
+        scratch.load(memory, Chain::new(table, *head));
         scratch.prefetch();
-        Ok(*head)
     }
 }
 
@@ -278,15 +271,11 @@ impl Queue {
             lookahead::prefetch(&self.fs, memory, table, &heads);
         }
         fetch_tables(memory, table, &heads);
-        let mut next = local.load(0, memory, table, &heads);
-        for index in 0..number {
-            let head = std::mem::replace(&mut next, local.load(index + 1, memory, table, &heads));
-            let result = match head {
-                Ok(head) => {
-                    self.serve(local, vring, snapshot, Request { index, head, deep: index + 1 < number })
-                }
-                Err(e) => Err(e.into()),
-            };
+        local.load(0, memory, table, &heads);
+        for (index, head) in heads.iter().enumerate() {
+            local.load(index + 1, memory, table, &heads);
+            let request = Request { index, head: *head, deep: index + 1 < number };
+            let result = self.serve(local, vring, snapshot, request);
             if result.is_err() || local.returns.are_due() {
                 local.returns.publish(vring, memory)?;
             }
@@ -307,7 +296,7 @@ impl Queue {
         let Request { index, head, deep } = request;
         let memory: &Memory = snapshot;
         let Local { scratch, server, returns } = local;
-        let mut buffers = scratch[index % 2].buffers(memory);
+        let mut buffers = scratch[index % 2].buffers(memory)?;
         let mut early = Ok(());
         let served = server.serve(&mut buffers, |slow| {
             let moves = slow == Slow::Storage || (slow == Slow::Transfer && deep);

@@ -6,8 +6,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use virtiofsd::worker::buffers::{Buffers, Scratch};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtiofsd::worker::buffers::{Buffers, ChainError, Scratch};
+use virtiofsd::worker::chain::{Chain, Table};
+use virtiofsd::worker::regions::Regions;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const QUEUE_SIZE: u16 = 16;
@@ -28,13 +30,30 @@ fuzz_target!(|input: &[u8]| {
     queue.set_ready(true);
 
     let mut scratch = Scratch::default();
+    let table = Table { address: GuestAddress(0), size: QUEUE_SIZE };
     let Ok(chains) = queue.iter(&memory) else { return };
-    for mut chain in chains.take(usize::from(QUEUE_SIZE)) {
-        if scratch.load(&memory, &mut chain).is_ok() {
-            walk(scratch.buffers(&memory));
+    for theirs in chains.take(usize::from(QUEUE_SIZE)) {
+        let ours = || Chain::new(table, theirs.head_index());
+        compare(&memory, ours(), theirs.clone());
+        scratch.load(&memory, ours());
+        if let Ok(buffers) = scratch.buffers(&memory) {
+            walk(buffers);
         }
     }
 });
+
+/// The walk finds what that of `virtio-queue` finds, which ends without a word where a chain is broken.
+fn compare(memory: &GuestMemoryMmap, mut ours: Chain, theirs: DescriptorChain<&GuestMemoryMmap>) {
+    let mut regions = Regions::new(memory);
+    let mut complete = false;
+    for descriptor in theirs {
+        let found = ours.next(&mut regions).expect("not broken here").expect("not ended here");
+        assert_eq!((found.address, found.length), (descriptor.addr(), descriptor.len()));
+        assert_eq!(found.writable, descriptor.is_write_only());
+        complete = !descriptor.has_next();
+    }
+    assert_eq!(ours.next(&mut regions), if complete { Ok(None) } else { Err(ChainError::Cut) });
+}
 
 /// Reads and writes all of a chain's buffers, in the ways that the daemon does.
 fn walk(mut buffers: Buffers<'_, ()>) {
