@@ -2,8 +2,9 @@
 //!
 //! A thread that sleeps has to be woken, which takes both sides longer than most requests take. Looking on pays where
 //! the next request comes soon, as with a guest that is busy, and is wasted where it doesn't, as with one that sleeps
-//! itself after each reply. Which it is shows in what came of it before: after looking in vain the thread sleeps at
-//! once, the next time twice as often, up to [`MOST_SKIPPED`] times, and then tries again.
+//! itself after each reply. Which it is shows in what came of it before: after looking in vain, or for so long that a
+//! sleep had cost less, the thread sleeps at once, the next time twice as often, up to [`MOST_SKIPPED`] times, and then
+//! tries again.
 
 use std::time::{Duration, Instant};
 
@@ -38,18 +39,23 @@ impl Poll {
             self.skip -= 1;
             return Ok(false);
         }
-        let end = Instant::now() + self.most;
+        if look()? {
+            return Ok(true);
+        }
+        let start = Instant::now();
         loop {
-            if look()? {
+            std::hint::spin_loop();
+            let found = look()?;
+            let took = start.elapsed();
+            if found && took <= self.most / 2 {
                 self.pause = 0;
                 return Ok(true);
             }
-            if Instant::now() >= end {
+            if found || took >= self.most {
                 self.pause = (2 * self.pause + 1).min(MOST_SKIPPED);
                 self.skip = self.pause;
-                return Ok(false);
+                return Ok(found);
             }
-            std::hint::spin_loop();
         }
     }
 }
@@ -58,18 +64,19 @@ impl Poll {
 mod tests {
     use super::*;
 
-    /// How many looks come of so many sleeps, when each look finds that.
+    /// How many looks come of so many sleeps, when the second look of each finds something or none does.
     fn looks(poll: &mut Poll, sleeps: usize, finds: bool) -> usize {
-        let mut looks = 0;
+        let mut begun = 0;
         for _ in 0..sleeps {
-            let mut first = true;
+            let mut calls = 0;
             let found = poll.look(|| {
-                looks += usize::from(std::mem::take(&mut first));
-                Ok::<_, ()>(finds)
+                calls += 1;
+                Ok::<_, ()>(finds && calls > 1)
             });
-            assert_eq!(found, Ok(finds && !first));
+            assert_eq!(found, Ok(finds && calls > 1));
+            begun += usize::from(calls > 0);
         }
-        looks
+        begun
     }
 
     #[test]
@@ -78,8 +85,19 @@ mod tests {
         assert_eq!(looks(&mut poll, 5 + 1 + 3 + 7 + 15 + 31, false), 5);
         assert_eq!(looks(&mut poll, 640, false), 10);
         assert_eq!(looks(&mut poll, 1, false), 1);
+    }
+
+    #[test]
+    fn what_is_found_soon_makes_them_frequent_again() {
+        let mut poll = Poll { most: Duration::from_secs(60), pause: MOST_SKIPPED, skip: MOST_SKIPPED };
         assert_eq!(looks(&mut poll, 100, true), 100 - 63);
         assert_eq!(looks(&mut poll, 100, true), 100);
+    }
+
+    #[test]
+    fn what_is_found_late_counts_as_nothing() {
+        let mut poll = Poll::new(Duration::from_nanos(1));
+        assert_eq!(looks(&mut poll, 1 + 1 + 1 + 3, true), 2);
     }
 
     #[test]
