@@ -100,8 +100,8 @@ mod tests {
         let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
         memory.write_slice(&[1, 2, 3, 4], GuestAddress(0x1ffe)).unwrap();
         let mut regions = Regions::new(&memory);
-        assert_eq!(regions.read(GuestAddress(0x1ffe)), Some([1, 2, 3, 4]));
-        assert_eq!(regions.read(GuestAddress(0x1fff)), Some([2, 3]));
+        assert_eq!(regions.read(GuestAddress(0x1ffe)), Some([1u8, 2, 3, 4]));
+        assert_eq!(regions.read(GuestAddress(0x1fff)), Some([2u8, 3]));
         assert_eq!(regions.read(GuestAddress(0x2000)), Some(u16::from_ne_bytes([3, 4])));
         assert_eq!(regions.read::<u16>(GuestAddress(0x2fff)), None);
         assert_eq!(regions.read::<u8>(GuestAddress(0x3000)), None);

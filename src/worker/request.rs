@@ -178,9 +178,9 @@ impl Server {
 /// May it take long enough to hold back replies that are ready?
 fn slowness(operation: &Operation<'_>) -> Option<Slow> {
     let transfer = |size| match size {
-        0..=QUICK_TRANSFER => None,
-        ..SLOW_TRANSFER => Some(Slow::Stays),
-        _ => Some(Slow::Transfer),
+        SLOW_TRANSFER.. => Some(Slow::Transfer),
+        _ if size > QUICK_TRANSFER => Some(Slow::Stays),
+        _ => None,
     };
     match operation {
         Operation::Read(read) => transfer(read.size),

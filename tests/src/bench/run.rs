@@ -36,7 +36,7 @@ pub struct Plan {
     pub span: Span,
     /// Whether to measure plain system calls, too.
     pub native: bool,
-    /// How the front end waits.
+    /// How the front end waits where there is one queue. With more it sleeps: daemon and front end need the CPUs.
     pub wait: Wait,
     /// Whether daemons go before all other work of the machine.
     pub priority: bool,
@@ -141,6 +141,8 @@ impl<'a> Round<'a> {
             if workload.is_scaling() && spec.request_queues(2) == 1 {
                 continue;
             }
+            let wait = if workload.is_scaling() { Wait::Sleep } else { self.plan.wait };
+            guest.queues_mut().iter_mut().for_each(|queue| queue.set_wait(wait));
             let scripts = guest.check_alive().and_then(|()| workload.scripts(guest, self.fixture));
             let measured = match scripts {
                 Ok(mut scripts) => measure(guest, &mut scripts, workload.depth, self.plan.span),

@@ -78,8 +78,8 @@ struct RunArguments {
     /// Milliseconds for each workload, daemon and round [default: 300, quick: 100].
     #[arg(long)]
     millis: Option<u64>,
-    /// How the front end waits for replies.
-    #[arg(long, value_enum, default_value_t = WaitMode::Sleep)]
+    /// How the front end waits for replies, where there is one queue.
+    #[arg(long, value_enum, default_value_t = WaitMode::Spin)]
     wait: WaitMode,
     /// Run before all other work of the machine (nice -20), so that it disturbs less.
     #[arg(long)]
