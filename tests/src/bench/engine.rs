@@ -8,11 +8,13 @@
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 
 use super::Failure;
 use super::guest::Guest;
 use super::histogram::Histogram;
 use super::message::{Message, Response};
+use super::tree::pin;
 use crate::frontend::Queue;
 use crate::frontend::queue::SlotId;
 
@@ -147,8 +149,11 @@ fn lap(
     let until = Instant::now() + length;
     let mut sum = match scripts {
         [script] if script.high_priority() => drive(&mut guest.high_priority, *script, depth, until),
-        [script] => drive(guest.queue(), *script, depth, until),
-        _ => drive_all(guest.queues_mut(), scripts, depth, until),
+        [script] if guest.spread.is_none() => drive(guest.queue(), *script, depth, until),
+        _ => {
+            let spread = guest.spread;
+            drive_all(guest.queues_mut(), scripts, depth, until, spread)
+        }
     };
     guest.check_alive()?;
     guest.tree.settle()?;
@@ -159,19 +164,28 @@ fn lap(
     Ok(sum)
 }
 
-/// A thread a queue.
+/// A thread a queue; where queues are spread over so many CPUs, not on that of its own queue.
 fn drive_all(
     queues: &mut [Queue],
     scripts: &mut [&mut dyn Script],
     depth: u16,
     until: Instant,
+    spread: Option<usize>,
 ) -> Measurement {
     let mut sum = Measurement::default();
     std::thread::scope(|scope| {
         let threads: Vec<_> = queues
             .iter_mut()
             .zip(scripts)
-            .map(|(queue, script)| scope.spawn(move || drive(queue, *script, depth, until)))
+            .enumerate()
+            .map(|(index, (queue, script))| {
+                scope.spawn(move || {
+                    if let Some(Err(e)) = spread.map(|cpus| pin(Pid::from_raw(0), (index + 1) % cpus)) {
+                        return Measurement { failure: Some(e.to_string()), ..Default::default() };
+                    }
+                    drive(queue, *script, depth, until)
+                })
+            })
             .collect();
         for thread in threads {
             sum.join(&thread.join().expect("a front-end thread reports failures, it doesn't panic"));

@@ -43,6 +43,8 @@ pub struct Guest {
     pub tree: ProcessTree,
     /// How it started.
     pub startup: Startup,
+    /// The daemon's request queues, and the threads that ask, each have a CPU of so many.
+    pub spread: Option<usize>,
     /// The high-priority queue.
     pub high_priority: Queue,
     queues: Vec<Queue>,
@@ -71,7 +73,15 @@ impl Guest {
         let (memory, threads, descriptors) = (tree.memory()?, tree.threads()?, tree.descriptors()?);
         let startup = Startup { first_reply, memory, threads, descriptors };
         queues.iter_mut().for_each(|queue| queue.set_wait(wait));
-        Ok(Guest { tree, startup, high_priority, queues, _device: device, daemon })
+        Ok(Guest { tree, startup, spread: None, high_priority, queues, _device: device, daemon })
+    }
+
+    /// Spreads the queues over the CPUs, so that how many of them work at a time doesn't depend on the scheduler.
+    pub fn spread(&mut self) -> Result<(), Failure> {
+        let cpus = std::thread::available_parallelism()?.get();
+        self.tree.spread_queues(cpus)?;
+        self.spread = Some(cpus);
+        Ok(())
     }
 
     /// The first request queue.

@@ -143,7 +143,9 @@ impl<'a> Round<'a> {
             }
             let wait = if workload.is_scaling() { Wait::Sleep } else { self.plan.wait };
             guest.queues_mut().iter_mut().for_each(|queue| queue.set_wait(wait));
-            let scripts = guest.check_alive().and_then(|()| workload.scripts(guest, self.fixture));
+            let spread = if workload.is_scaling() { guest.spread() } else { Ok(()) };
+            let scripts = spread.and_then(|()| guest.check_alive());
+            let scripts = scripts.and_then(|()| workload.scripts(guest, self.fixture));
             let measured = match scripts {
                 Ok(mut scripts) => measure(guest, &mut scripts, workload.depth, self.plan.span),
                 Err(e) => Measurement { failure: Some(e.to_string()), ..Default::default() },

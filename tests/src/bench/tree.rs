@@ -5,6 +5,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
@@ -51,6 +52,23 @@ impl ProcessTree {
     /// Puts it before all other work of the machine: it gets the CPU almost as if it were alone.
     pub fn prioritise(&self) -> io::Result<()> {
         self.pids().try_for_each(prioritise)
+    }
+
+    /// Gives the thread of each request queue a CPU, in turn; that of the high-priority queue was made before them.
+    pub fn spread_queues(&self, cpus: usize) -> io::Result<()> {
+        let worker = self.pids().last().unwrap_or_default();
+        let mut threads = Vec::new();
+        for task in fs::read_dir(format!("/proc/{worker}/task"))? {
+            let task = task?;
+            if fs::read_to_string(task.path().join("comm"))?.starts_with("vring_worker") {
+                threads.extend(task.file_name().to_str().and_then(|id| id.parse::<i32>().ok()));
+            }
+        }
+        threads.sort_unstable();
+        for (queue, thread) in threads.into_iter().skip(1).enumerate() {
+            pin(Pid::from_raw(thread), queue % cpus)?;
+        }
+        Ok(())
     }
 
     /// Waits until no thread of it runs or wants to, 100 ms at most: a daemon may go on for a while after its
@@ -109,6 +127,13 @@ impl ProcessTree {
     pub fn descriptors(&self) -> io::Result<usize> {
         self.pids().map(|pid| Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())).sum()
     }
+}
+
+/// Keeps a thread on one CPU; 0 is the caller.
+pub fn pin(thread: Pid, cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    Ok(sched_setaffinity(thread, &set)?)
 }
 
 /// The highest priority that isn't a real-time one.
