@@ -2,9 +2,10 @@
 //!
 //! A thread that sleeps has to be woken, which takes both sides longer than most requests take. Looking on pays where
 //! the next request comes soon, as with a guest that is busy, and is wasted where it doesn't, as with one that sleeps
-//! itself after each reply. Which it is shows in what came of it before: after looking in vain, or for so long that a
-//! sleep had cost less, the thread sleeps at once, the next time twice as often, up to [`MOST_SKIPPED`] times, and then
-//! tries again.
+//! itself after each reply. Which it is shows in what came of it before: after looking in vain, the thread sleeps at
+//! once, the next time twice as often, up to [`MOST_SKIPPED`] times, and then tries again. A look that found something so
+//! late that a sleep had cost less may have met a guest that was just waking up; if the next one is late, too, it was
+//! in vain.
 
 use std::time::{Duration, Instant};
 
@@ -19,12 +20,14 @@ pub struct Poll {
     pause: u8,
     /// How many of those are left.
     skip: u8,
+    /// The last look took long and found something.
+    late: bool,
 }
 
 impl Poll {
     /// Looks at most this long.
     pub fn new(most: Duration) -> Self {
-        Poll { most, pause: 0, skip: 0 }
+        Poll { most, pause: 0, skip: 0, late: false }
     }
 
     /// Calls `look` until it finds something or it has been long enough. Whether it found something.
@@ -47,15 +50,22 @@ impl Poll {
             std::hint::spin_loop();
             let found = look()?;
             let took = start.elapsed();
-            if found && took <= self.most / 2 {
-                self.pause = 0;
-                return Ok(true);
-            }
             if found || took >= self.most {
-                self.pause = (2 * self.pause + 1).min(MOST_SKIPPED);
-                self.skip = self.pause;
+                self.learn(found, took);
                 return Ok(found);
             }
+        }
+    }
+
+    fn learn(&mut self, found: bool, took: Duration) {
+        let soon = found && took <= self.most / 2;
+        let woken = found && !self.late;
+        self.late = found && !soon;
+        if soon {
+            self.pause = 0;
+        } else if !woken {
+            self.pause = (2 * self.pause + 1).min(MOST_SKIPPED);
+            self.skip = self.pause;
         }
     }
 }
@@ -89,15 +99,17 @@ mod tests {
 
     #[test]
     fn what_is_found_soon_makes_them_frequent_again() {
-        let mut poll = Poll { most: Duration::from_secs(60), pause: MOST_SKIPPED, skip: MOST_SKIPPED };
+        let mut poll =
+            Poll { most: Duration::from_secs(60), pause: MOST_SKIPPED, skip: MOST_SKIPPED, late: false };
         assert_eq!(looks(&mut poll, 100, true), 100 - 63);
         assert_eq!(looks(&mut poll, 100, true), 100);
     }
 
     #[test]
-    fn what_is_found_late_counts_as_nothing() {
+    fn what_is_found_late_counts_as_nothing_the_second_time() {
         let mut poll = Poll::new(Duration::from_nanos(1));
-        assert_eq!(looks(&mut poll, 1 + 1 + 1 + 3, true), 2);
+        assert_eq!(looks(&mut poll, 2 + 1, true), 2);
+        assert_eq!(looks(&mut poll, 1 + 3, true), 1);
     }
 
     #[test]
