@@ -11,7 +11,6 @@ use policy::{Action, Policy, Rule};
 /// Rules for calls that no test can have made at will, with the reason.
 const NOT_AT_WILL: &[(&str, &str)] = &[
     ("io/fcntl:F_GETFD", "only debug builds make it"),
-    ("files/openat=EACCES", "the C library's own reading of /proc/sys, when a heap shrinks"),
     ("supervision/openat=EACCES", "a backtrace's reading of /proc/self/maps, after a panic"),
     (
         "supervision/ioctl:SIOCOUTQ",
@@ -19,7 +18,6 @@ const NOT_AT_WILL: &[(&str, &str)] = &[
     ),
     ("memory/brk", "which of its calls malloc takes depends on the heap's state"),
     ("memory/mremap", "the tables of some hundred thousand inodes grow by it"),
-    ("threads/sched_yield", "only where two threads meet in a channel at one moment"),
     ("process/restart_syscall", "made by the kernel, after a stop in a timed wait"),
     ("process/getpid", "abort: only in a state that must not be"),
     ("process/gettid", "abort"),
