@@ -69,7 +69,7 @@ impl Local {
     fn new(fs: &Arc<FileSystem>, index: u16) -> Result<Self, nix::errno::Errno> {
         let recorder = Recorder::new(Arc::clone(fs.metrics()), index);
         let server = Server::new(Arc::clone(fs), Thread::new(fs)?, Some(recorder));
-        Ok(Local { scratch: Default::default(), server, returns: Returns::default() })
+        Ok(Local { scratch: Default::default(), server, returns: Returns::new() })
     }
 
     /// Collects the buffers of a batch's request, while the one before is still to be served, so that the CPU can fetch
@@ -260,7 +260,7 @@ impl Queue {
                 let more = self.poll.look(there)? || queue.enable_notification(memory)?;
                 return Ok(if more { Next::Batch(0) } else { Next::Kick });
             }
-            local.returns.begin(queue, memory);
+            local.returns.begin(heads.len(), queue, memory);
             Table { address: GuestAddress(queue.desc_table()), size: queue.size() }
         };
         let number = heads.len();
@@ -282,6 +282,7 @@ impl Queue {
             result?;
         }
         local.returns.publish(vring, memory)?;
+        local.returns.end(number);
         Ok(Next::Batch(number))
     }
 

@@ -22,11 +22,8 @@ pub const OUT_HEADER: usize = size_of::<OutHeader>();
 /// Bytes of a WRITE before its data.
 const WRITE_MESSAGE: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 
-/// A transfer of this many bytes or more counts as slow.
+/// A transfer of this many bytes or more counts as slow: the guest hears of earlier replies first.
 const SLOW_TRANSFER: u32 = 256 * 1024;
-
-/// A transfer of this many bytes or less takes no longer than a few other requests.
-const QUICK_TRANSFER: u32 = 16 * 1024;
 
 /// What became of a request.
 pub enum Served {
@@ -50,7 +47,7 @@ pub enum Slow {
     Transfer,
     /// It waits for storage.
     Storage,
-    /// It takes some microseconds, or must stay on its queue's thread all the same.
+    /// It must stay on its queue's thread all the same.
     Stays,
 }
 
@@ -177,34 +174,16 @@ impl Server {
 
 /// May it take long enough to hold back replies that are ready?
 fn slowness(operation: &Operation<'_>) -> Option<Slow> {
-    let transfer = |size| match size {
-        SLOW_TRANSFER.. => Some(Slow::Transfer),
-        _ if size > QUICK_TRANSFER => Some(Slow::Stays),
-        _ => None,
-    };
     match operation {
-        Operation::Read(read) => transfer(read.size),
-        Operation::Write(write) => transfer(write.size),
+        Operation::Read(read) => (read.size >= SLOW_TRANSFER).then_some(Slow::Transfer),
+        Operation::Write(write) => (write.size >= SLOW_TRANSFER).then_some(Slow::Transfer),
         Operation::FSync { .. }
         | Operation::FSyncDir { .. }
         | Operation::SyncFs
         | Operation::Flush { .. }
         | Operation::CopyFileRange { .. }
         | Operation::FAllocate { .. } => Some(Slow::Storage),
-        Operation::Lookup(_)
-        | Operation::Forget { .. }
-        | Operation::GetAttr { .. }
-        | Operation::Statx { .. }
-        | Operation::ReadLink
-        | Operation::Open(_)
-        | Operation::OpenDir(_)
-        | Operation::Release { .. }
-        | Operation::ReleaseDir { .. }
-        | Operation::StatFs
-        | Operation::Access { .. }
-        | Operation::LSeek { .. }
-        | Operation::GetXattr { .. }
-        | Operation::Interrupt { .. } => None,
-        _ => Some(Slow::Stays),
+        Operation::SetLk { .. } => Some(Slow::Stays),
+        _ => None,
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! To return a request takes the vring's lock, a store that the guest's CPU is looking at, and a full fence before the
 //! look whether the guest wants a call; the CPU waits at each for the one before. So quick requests are returned
-//! [`GROUP`] at a time. All that is done goes back before a request which takes longer; and where the guest sleeps, the first
-//! of a batch goes back at once and wakes it, so that it comes while the rest is served.
+//! [`GROUP`] at a time, as long as those of the last batch took no longer than [`QUICK`] each: where storage is slow, none
+//! waits for another. All that is done goes back before a request that is known to take long; and where the guest sleeps,
+//! the first of a batch goes back at once and wakes it, so that it comes while the rest is served.
+
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use vhost_user_backend::VringT;
@@ -14,22 +17,41 @@ use super::device::Memory;
 use super::regions::Regions;
 use super::vring::Vring;
 
-/// Most requests that are kept back, some microseconds' work.
+/// Most requests that are kept back.
 const GROUP: usize = 8;
 
-/// One virtqueue's, of one batch.
-#[derive(Default)]
+/// How long a request may take on average for that.
+const QUICK: Duration = Duration::from_micros(4);
+
+/// One virtqueue's.
 pub struct Returns {
     /// Head of the chain and used length.
     done: SmallVec<[(u16, u32); GROUP]>,
     /// The guest sleeps until the next one comes.
     awaited: bool,
+    /// Most that are kept back now.
+    most: usize,
+    /// When the batch began, if it has more than one request.
+    begun: Option<Instant>,
 }
 
 impl Returns {
-    /// A batch begins.
-    pub fn begin(&mut self, queue: &Queue, memory: &Memory) {
+    /// With none.
+    pub fn new() -> Self {
+        Returns { done: SmallVec::new(), awaited: false, most: GROUP, begun: None }
+    }
+
+    /// A batch of so many begins.
+    pub fn begin(&mut self, number: usize, queue: &Queue, memory: &Memory) {
         self.awaited = is_awaited(queue, memory);
+        self.begun = (number > 1).then(Instant::now);
+    }
+
+    /// The batch of so many is served.
+    pub fn end(&mut self, number: usize) {
+        let Some(took) = self.begun.take().map(|begun| begun.elapsed()) else { return };
+        let quick = took <= QUICK.saturating_mul(u32::try_from(number).unwrap_or(u32::MAX));
+        self.most = if quick { GROUP } else { 1 };
     }
 
     /// A request is served.
@@ -39,7 +61,7 @@ impl Returns {
 
     /// Should those that are there go back now?
     pub fn are_due(&self) -> bool {
-        self.awaited || self.done.len() >= GROUP
+        self.awaited || self.done.len() >= self.most
     }
 
     /// Puts them into the used ring, and notifies the guest if it wants to know.
@@ -71,4 +93,26 @@ fn is_awaited(queue: &Queue, memory: &Memory) -> bool {
     let at = GuestAddress(queue.avail_ring()).checked_add(4 + 2 * u64::from(queue.size()));
     let used_event = at.and_then(|at| Regions::new(memory).read(at)).map(u16::from_le);
     !queue.event_idx_enabled() || used_event == Some(queue.next_used())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_kept_back_only_while_requests_are_quick() {
+        let mut returns = Returns::new();
+        let mut after = |took: Duration, number| {
+            returns.begun = Instant::now().checked_sub(took);
+            returns.end(number);
+            returns.done.clear();
+            (1..=GROUP).find(|_| {
+                returns.push(0, 0);
+                returns.are_due()
+            })
+        };
+        assert_eq!(after(Duration::ZERO, 1_000_000), Some(GROUP));
+        assert_eq!(after(Duration::from_millis(5), 8), Some(1));
+        assert_eq!(after(Duration::from_micros(1), 1_000_000), Some(GROUP));
+    }
 }

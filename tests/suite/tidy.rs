@@ -34,6 +34,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/worker/fs/io.rs",
     "src/worker/fs/sys.rs",
     "src/worker/heap.rs",
+    "src/worker/regions.rs",
     "src/worker/vring.rs",
 ];
 

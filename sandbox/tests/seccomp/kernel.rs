@@ -106,7 +106,9 @@ fn check(policy: Policy, extra: &[&str], rule: &Rule) {
     });
     // These mutants get an error by a rule of their own.
     let expected = match rule.syscall.as_str() {
-        "openat" if policy == Policy::Broker && outcome(rule) == Outcome::Allow => End::Returned(libc::EACCES),
+        "openat" if policy == Policy::Broker && outcome(rule) == Outcome::Allow => {
+            End::Returned(libc::EACCES)
+        }
         _ => End::Killed(Signal::SIGSYS),
     };
     assert_eq!(end, expected, "{policy} {}: mutant", rule.key);
