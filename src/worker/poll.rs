@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 /// Most sleeps in a row without a look: then one of `--poll-us` costs each of them a 64th.
 const MOST_SKIPPED: u8 = 63;
 
+/// What a guest that is awake needs for its next request. Whoever looks longer lets others have the CPU that want it, the
+/// guest's own CPUs perhaps.
+const UNDISTURBED: Duration = Duration::from_micros(2);
+
 /// One virtqueue's habit.
 pub struct Poll {
     /// Longest look.
@@ -46,12 +50,17 @@ impl Poll {
             return Ok(true);
         }
         let start = Instant::now();
+        let mut spent = Duration::ZERO;
         loop {
-            std::hint::spin_loop();
+            if spent < UNDISTURBED {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
             let found = look()?;
-            let took = start.elapsed();
-            if found || took >= self.most {
-                self.learn(found, took);
+            spent = start.elapsed();
+            if found || spent >= self.most {
+                self.learn(found, spent);
                 return Ok(found);
             }
         }

@@ -164,7 +164,7 @@ fn lap(
     Ok(sum)
 }
 
-/// A thread a queue; where queues are spread over so many CPUs, not on that of its own queue.
+/// A thread a queue; where queues are spread over so many CPUs, on that of its queue, but not where there is one queue.
 fn drive_all(
     queues: &mut [Queue],
     scripts: &mut [&mut dyn Script],
@@ -173,6 +173,7 @@ fn drive_all(
     spread: Option<usize>,
 ) -> Measurement {
     let mut sum = Measurement::default();
+    let beside = usize::from(queues.len() == 1);
     std::thread::scope(|scope| {
         let threads: Vec<_> = queues
             .iter_mut()
@@ -180,7 +181,7 @@ fn drive_all(
             .enumerate()
             .map(|(index, (queue, script))| {
                 scope.spawn(move || {
-                    if let Some(Err(e)) = spread.map(|cpus| pin(Pid::from_raw(0), (index + 1) % cpus)) {
+                    if let Some(Err(e)) = spread.map(|cpus| pin(Pid::from_raw(0), (index + beside) % cpus)) {
                         return Measurement { failure: Some(e.to_string()), ..Default::default() };
                     }
                     drive(queue, *script, depth, until)
