@@ -79,6 +79,7 @@ use sys::Result;
 /// What `fchdir` says.
 pub fn prepare_process(fd_directory: BorrowedFd<'_>, nofile: u64) -> Result<()> {
     sys::set_umask(0);
+    sys::learn_nameless(fd_directory);
     sys::expand_fd_table(fd_directory, i32::try_from(nofile).unwrap_or(i32::MAX).min(FDS_AT_START));
     sys::enter_fd_directory(fd_directory)
 }

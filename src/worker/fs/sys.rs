@@ -4,6 +4,8 @@
 use std::ffi::CStr;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
@@ -105,7 +107,19 @@ pub fn statx_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<libc::statx> {
 
 /// Attributes and the unique mount id of an open file or `O_PATH` fd.
 pub fn statx_fd(fd: BorrowedFd<'_>) -> Result<libc::statx> {
-    statx_raw(fd, EMPTY, libc::AT_EMPTY_PATH, BASIC)
+    let name = if NAMELESS.load(Ordering::Relaxed) { ptr::null() } else { EMPTY.as_ptr() };
+    // SAFETY: without a name, or with one that is NUL-terminated.
+    unsafe { statx_by(fd, name, libc::AT_EMPTY_PATH, BASIC) }
+}
+
+/// Does the kernel take no name for an empty one (Linux 6.11 and later)? It then needn't read it from our memory.
+static NAMELESS: AtomicBool = AtomicBool::new(false);
+
+/// Finds that out, with any fd.
+pub fn learn_nameless(fd: BorrowedFd<'_>) {
+    // SAFETY: without a name.
+    let found = unsafe { statx_by(fd, ptr::null(), libc::AT_EMPTY_PATH, BASIC) };
+    NAMELESS.store(found.is_ok(), Ordering::Relaxed);
 }
 
 /// What lookups and GETATTR need. Kernels before 6.8 ignore the unknown bit and leave the field 0, so the
@@ -114,11 +128,21 @@ const BASIC: u32 = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID | STATX_MNT_ID_U
 
 /// `statx` with the caller's flags and mask.
 pub fn statx_raw(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mask: u32) -> Result<libc::statx> {
+    // SAFETY: the name is NUL-terminated.
+    unsafe { statx_by(dir, name.as_ptr(), flags, mask) }
+}
+
+/// # Safety
+/// `name` must be null or point to a NUL-terminated string.
+unsafe fn statx_by(
+    dir: BorrowedFd<'_>,
+    name: *const libc::c_char,
+    flags: i32,
+    mask: u32,
+) -> Result<libc::statx> {
     let mut st = MaybeUninit::<libc::statx>::uninit();
-    // SAFETY: the name is NUL-terminated and `st` has room for one struct statx.
-    check(unsafe {
-        libc::syscall(libc::SYS_statx, dir.as_raw_fd(), name.as_ptr(), flags, mask, st.as_mut_ptr())
-    })?;
+    // SAFETY: the caller vouches for the name, and `st` has room for one struct statx.
+    check(unsafe { libc::syscall(libc::SYS_statx, dir.as_raw_fd(), name, flags, mask, st.as_mut_ptr()) })?;
     // SAFETY: on success the kernel has filled the whole struct.
     Ok(unsafe { st.assume_init() })
 }
