@@ -481,15 +481,15 @@ fn writes_to_guest_memory_are_logged() {
         assert_eq!(session.client().read(node, fh, 0, 5 * PAGE as u32).unwrap().len(), 5 * PAGE);
         let log = session.device.dirty_log().unwrap();
         let queue = session.clients[0].queue();
-        let used = |queue: &tests::frontend::Queue| {
+        let ring_of = |queue: &tests::frontend::Queue| {
             let start = queue.ring().used().guest_address();
             start..start + queue.ring().used().len() as u64
         };
-        let ring = used(&queue);
+        let ring = ring_of(&queue);
         assert!(log.is_dirty(ring.start), "the used ring was written");
         assert!(!log.is_dirty(queue.ring().available().guest_address()), "the available ring was not");
         // The daemon may look at the other virtqueue only now, and says behind its used ring when it wants to be kicked.
-        let other = used(&session.hiprio.lock().unwrap());
+        let other = ring_of(&session.hiprio.lock().unwrap());
         let pages = log.dirty_pages().into_iter().filter(|page| !other.contains(page));
         let outside = pages.filter(|page| !ring.contains(page)).count();
         assert_eq!(outside, 6, "the reply's header lies in one page, its data in five");
@@ -502,7 +502,7 @@ fn writes_to_guest_memory_are_logged() {
         }
         session.with_queues(Device::start_log).unwrap();
         session.client().getattr(node, None).unwrap();
-        assert!(session.device.dirty_log().unwrap().is_dirty(used), "and again");
+        assert!(session.device.dirty_log().unwrap().is_dirty(ring.start), "and again");
         session.client().release(node, fh).unwrap();
     });
 }
