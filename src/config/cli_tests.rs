@@ -59,6 +59,7 @@ fn defaults() {
             privileged: PrivilegedRequests::default(),
             worker_caps: BTreeSet::from(WorkerCapability::DEFAULT),
         },
+        follow_mounts: FollowMounts::Auto,
         metrics: None,
         log: LogConfig { level: log::LevelFilter::Info, syslog: false },
         rlimit_nofile: None,

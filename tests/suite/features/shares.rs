@@ -326,7 +326,7 @@ fn a_tenants_ids_come_from_the_subid_files() {
         let _ids = subid_files(users, "tenant-a:900000:4000\n");
         let mut session =
             Session::start(command(&share).args(["--worker-ids=subids:tenant-a"]), DeviceConfig::default());
-        let worker = session.daemon.descendants()[0];
+        let worker = session.daemon.worker();
         let map = |name: &str| -> Vec<u32> {
             let text = fs::read_to_string(format!("/proc/{worker}/{name}")).unwrap();
             text.split_whitespace().map(|number| number.parse().unwrap()).collect()
