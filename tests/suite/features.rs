@@ -2,6 +2,8 @@
 //! confinement, features that are negotiated, locks, ioctls, logging. All of it is about our daemon, whatever
 //! `VIRTIOFSD_TEST_DAEMON` says.
 
+#[path = "features/follow.rs"]
+mod follow;
 #[path = "features/ioctl.rs"]
 mod ioctl;
 #[path = "features/locks.rs"]
