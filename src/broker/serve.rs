@@ -16,7 +16,7 @@ use sandbox::process::{Child, Exit};
 
 use super::BrokerError;
 use super::launch::follower::Follower;
-use super::log::{Forwarder, LineLimit, write_worker_line};
+use super::log::{Forwarder, LineLimit, write_follower_line, write_worker_line};
 use super::reap::{self, Outcome};
 use super::requests::{Answer, Server};
 use super::supervisor::{State, Supervisor};
@@ -252,7 +252,7 @@ impl Device {
             && let Some(exit) = follower.process.try_wait()?
         {
             self.on_follower_log();
-            self.follower_log.finish(&mut write_worker_line);
+            self.follower_log.finish(&mut write_follower_line);
             log::error!(
                 "the process that follows mounts {exit}: new mounts are no longer shown to the guest, and what is \
                  unmounted stays, until the next start"
@@ -268,7 +268,7 @@ impl Device {
         // At its end the pipe is empty, and the process has ended: that is told elsewhere.
         if let Ok(len) = nix::unistd::read(&follower.log_pipe, &mut chunk) {
             let bytes = chunk.get(..len).unwrap_or_default();
-            self.follower_log.feed(bytes, Instant::now(), &mut write_worker_line);
+            self.follower_log.feed(bytes, Instant::now(), &mut write_follower_line);
         }
     }
 

@@ -197,6 +197,8 @@ impl Tree {
         let top_read_only = table.iter().find(|mount| mount.id == self.host_mount).map(|top| top.read_only);
         let wanted = self.wanted(table);
         let mut progress = Progress::default();
+        // Told once, until there is room again for more than one or two.
+        self.full &= self.copies.len() > MAX_COPIES / 2;
         self.refused.retain(|id, key| wanted.iter().any(|wanted| wanted.id == *id && wanted.key == *key));
         progress.changed |= self.remove_gone(&wanted, verify)?;
         progress.pending |= self.mirror_read_only(&wanted, top_read_only)?;
@@ -294,7 +296,6 @@ impl Tree {
             }
             return Ok(nothing);
         }
-        self.full = false;
         let copy = match self.copy_of(one) {
             Some(Ok(copy)) => copy,
             Some(Err(reason)) => {

@@ -4,6 +4,8 @@
 
 #[path = "features/follow.rs"]
 mod follow;
+#[path = "features/follower.rs"]
+mod follower;
 #[path = "features/ioctl.rs"]
 mod ioctl;
 #[path = "features/locks.rs"]
