@@ -18,7 +18,7 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use sandbox::graft::{GraftError, Namespaces, Place, open_below, place_of};
 use sandbox::mountinfo::Mount;
-use sandbox::mounts::{ShareAttrs, clone_share};
+use sandbox::mounts::{MountError, ShareAttrs, clone_share};
 
 use super::plan::{self, Key, Wanted};
 
@@ -299,7 +299,11 @@ impl Tree {
         let copy = match self.copy_of(one) {
             Some(Ok(copy)) => copy,
             Some(Err(reason)) => {
-                warn!("the guest does not see what is mounted on \"{}\": {reason}", shown(&one.path));
+                let hint = match reason {
+                    MountError::IdmapUnsupported { .. } => ". With --worker-ids=identity it is shown",
+                    _ => "",
+                };
+                warn!("the guest does not see what is mounted on \"{}\": {reason}{hint}", shown(&one.path));
                 self.refused.insert(one.id, one.key.clone());
                 return Ok(nothing);
             }
@@ -337,7 +341,7 @@ impl Tree {
     }
 
     /// A detached copy of a mount; `None` if its path doesn't lead to it now.
-    fn copy_of(&self, one: &Wanted) -> Option<Result<OwnedFd, sandbox::mounts::MountError>> {
+    fn copy_of(&self, one: &Wanted) -> Option<Result<OwnedFd, MountError>> {
         let (root, place) = self.at(self.host.as_fd(), &one.path)?;
         if place != (Place { mount: one.id, is_root: true }) {
             return None;

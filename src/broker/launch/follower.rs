@@ -49,10 +49,8 @@ pub fn start(
         FollowMounts::Always => true,
     };
     if let Some(reason) = obstacle(config, share, view, own) {
-        return match always {
-            true => Err(BrokerError::FollowImpossible(reason)),
-            false => Ok(None),
-        };
+        log::debug!("mounts of the host are not followed: {reason}");
+        return if always { Err(BrokerError::FollowImpossible(reason)) } else { Ok(None) };
     }
     if !always && !mountinfo::propagates(share.fd.as_fd()).unwrap_or(false) {
         return Ok(None);
@@ -84,9 +82,22 @@ fn obstacle(config: &Config, share: &Share, view: &View, own: CapabilitySet) -> 
     None
 }
 
-/// Those of its own. The host's mounts and users are what it is about.
-fn namespaces() -> Namespaces {
-    Namespaces::all().difference(Namespaces::MOUNT | Namespaces::USER)
+/// With all namespaces of its own, but for the host's mounts and users, which it is about; or with those that it is
+/// allowed to have, where a unit's `RestrictNamespaces=` forbids some.
+fn spawn_with_most<'a>(request: impl Fn(Namespaces) -> Spawn<'a>) -> Result<Child, SpawnError> {
+    let all = Namespaces::all().difference(Namespaces::MOUNT | Namespaces::USER);
+    for fewer in [Namespaces::PID, Namespaces::empty()] {
+        let missing = all.difference(fewer);
+        let tried = if fewer.is_empty() { Namespaces::PID } else { all };
+        match request(tried).spawn() {
+            Err(SpawnError::Clone { errno: Errno::EPERM, .. }) => log::info!(
+                "the process that follows mounts is in the broker's {missing} namespaces: making others is forbidden \
+                 here (EPERM), for instance by RestrictNamespaces= of a unit"
+            ),
+            result => return result,
+        }
+    }
+    request(Namespaces::empty()).spawn()
 }
 
 fn spawn(config: &Config, share: &Share, view: &View, worker: &Child) -> Result<Follower, BrokerError> {
@@ -121,18 +132,7 @@ fn spawn(config: &Config, share: &Share, view: &View, worker: &Child) -> Result<
         namespaces,
         id_maps: None,
     };
-    let process = match request(namespaces()).spawn() {
-        // A unit's RestrictNamespaces=, say.
-        Err(SpawnError::Clone { errno: Errno::EPERM, .. }) => {
-            log::info!(
-                "the process that follows mounts has no {} namespaces of its own: making them is forbidden here (EPERM)",
-                namespaces()
-            );
-            request(Namespaces::empty()).spawn()
-        }
-        result => result,
-    };
-    let process = process.map_err(BrokerError::SpawnFollower)?;
+    let process = spawn_with_most(request).map_err(BrokerError::SpawnFollower)?;
     log::debug!("the guest will see what is mounted below the shared directory later");
     Ok(Follower { process, log_pipe, mounts })
 }

@@ -11,6 +11,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tests::bounded::bounded;
+use tests::bridge::Bridge;
 use tests::daemon::PATIENCE;
 use tests::frontend::DeviceConfig;
 use tests::fuse::wire::{ATTR_SUBMOUNT, EntryOut, ROOT};
@@ -463,7 +464,7 @@ fn what_cannot_have_the_guest_s_ids_stays_hidden() {
         goes(client, "after/file");
     });
     let told: Vec<&str> = stderr.lines().filter(|line| line.contains("does not see")).collect();
-    assert!(told.len() == 1 && told[0].contains("\"proc\"") && told[0].contains("cannot map ids"), "{stderr}");
+    assert!(told.len() == 1 && told[0].contains("\"proc\"") && told[0].contains("With --worker-ids=identity"), "{stderr}");
 }
 
 #[test]
@@ -555,5 +556,92 @@ fn a_guest_that_renames_meanwhile_gains_nothing() {
         comes(client, "dir/sub/file");
         umount(&share.join("dir/sub")).unwrap();
         goes(client, "dir/sub/file");
+    });
+}
+
+/// As container run times have it: an overlay, which can't have mapped ids.
+#[test]
+fn an_overlay_is_shown_where_ids_are_the_host_s() {
+    following(&["--worker-ids=identity"], |share, session| {
+        let client = session.client();
+        let layers = TempDir::on_disk();
+        for name in ["lower", "upper", "work", "merged"] {
+            fs::create_dir(layers.path().join(name)).unwrap();
+        }
+        fs::write(layers.path().join("lower/file"), "").unwrap();
+        let (root, merged) = (layers.path().display(), layers.path().join("merged"));
+        let options = format!("lowerdir={root}/lower,upperdir={root}/upper,workdir={root}/work");
+        mount(Some("o"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
+        fs::create_dir(share.join("rootfs")).unwrap();
+        bind(&merged, &share.join("rootfs"));
+        comes(client, "rootfs/file");
+        let rootfs = find(client, "rootfs").unwrap().nodeid;
+        client.mkdir(rootfs, "by-guest", 0o755).unwrap();
+        assert!(layers.path().join("upper/by-guest").is_dir());
+        umount(&share.join("rootfs")).unwrap();
+        goes(client, "rootfs/file");
+        umount(&merged).unwrap();
+    });
+}
+
+/// A guest migrates with a file open on a mount that came while the source served, and with one on a mount that went.
+#[test]
+fn what_came_later_migrates_and_what_went_is_lost() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        let args = ["--follow-mounts=always", "--migration-on-error=guest-error"];
+        let start = || command(&share).args(args);
+        let mut session = Session::start(start(), DeviceConfig::default());
+        let client = session.client();
+        for name in ["late", "gone"] {
+            tmpfs(&share.join(name));
+            share.write(format!("{name}/file"), name);
+            comes(client, &format!("{name}/file"));
+        }
+        let late = client.walk("late/file").unwrap().nodeid;
+        let gone = client.walk("gone/file").unwrap().nodeid;
+        let fh = client.open(late, libc::O_RDONLY).unwrap().fh;
+        umount(&share.join("gone")).unwrap();
+        goes(client, "gone/file");
+        assert!(client.getattr(gone, None).is_ok());
+        let (state, bases) = session.save().unwrap();
+        let Ok((mut session, left)) = session.load(start().start(), DeviceConfig::default(), &state, &bases) else {
+            panic!("the destination took its own kind's state");
+        };
+        let client = session.client();
+        assert_eq!(client.read(late, fh, 0, 10).unwrap(), b"late");
+        assert!(client.getattr(gone, None).is_err());
+        client.release(late, fh).unwrap();
+        // And the destination follows.
+        umount(&share.join("late")).unwrap();
+        goes(client, "late/file");
+        assert!(session.finish().0.success());
+        drop(left.device);
+        let mut source = left.daemon;
+        source.wait(PATIENCE);
+    });
+}
+
+/// Through the kernel's own client, which remembers names for a second.
+#[test]
+fn a_kernel_sees_them_come_and_go() {
+    bounded(LIMIT, || {
+        let (share, mountpoint) = (Share::new(), TempDir::short());
+        share.write("late/covered", "covered");
+        let mut daemon = command(&share).args(ALWAYS).start();
+        let bridge = Bridge::mount(&daemon, mountpoint.path());
+        let late = bridge.path().join("late");
+        assert_eq!(fs::read_to_string(late.join("covered")).unwrap(), "covered");
+        tmpfs(&share.join("late"));
+        share.write("late/file", "late");
+        eventually("the kernel sees it", || fs::read(late.join("file")).is_ok_and(|data| data == b"late"));
+        assert!(!late.join("covered").exists());
+        let open = fs::File::open(late.join("file")).unwrap();
+        umount(&share.join("late")).unwrap();
+        eventually("and what it covered", || late.join("covered").exists());
+        assert_eq!(std::io::read_to_string(open).unwrap(), "late");
+        bridge.unmount().unwrap_or_else(|e| panic!("{e}"));
+        let status = daemon.wait(PATIENCE);
+        assert!(status.success(), "{}", daemon.stderr());
     });
 }
