@@ -128,7 +128,11 @@ impl Namespaces {
     ///
     /// # Errors
     /// [`GraftError`]; inside, the kernel's.
-    pub fn attach(&self, mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<Result<(), Errno>, GraftError> {
+    pub fn attach(
+        &self,
+        mount: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+    ) -> Result<Result<(), Errno>, GraftError> {
         self.inside(|| sys::move_mount_onto(mount, target))
     }
 
@@ -153,8 +157,13 @@ impl Namespaces {
     ///
     /// # Errors
     /// [`GraftError`]; inside, the kernel's: EBUSY while something is open for writing.
-    pub fn set_read_only(&self, mount: BorrowedFd<'_>, read_only: bool) -> Result<Result<(), Errno>, GraftError> {
-        let (set, clear) = if read_only { (libc::MOUNT_ATTR_RDONLY, 0) } else { (0, libc::MOUNT_ATTR_RDONLY) };
+    pub fn set_read_only(
+        &self,
+        mount: BorrowedFd<'_>,
+        read_only: bool,
+    ) -> Result<Result<(), Errno>, GraftError> {
+        let (set, clear) =
+            if read_only { (libc::MOUNT_ATTR_RDONLY, 0) } else { (0, libc::MOUNT_ATTR_RDONLY) };
         let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
         self.inside(|| sys::mount_setattr(mount, 0, &attributes))
     }

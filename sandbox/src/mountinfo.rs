@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn a_line_is_read() {
-        let text = b"36 35 98:0 /mnt1 /mnt\\040two\\134 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n\
+        let text =
+            b"36 35 98:0 /mnt1 /mnt\\040two\\134 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n\
                      37 36 0:5 / /x ro,nosuid - tmpfs ro rw\n";
         let mounts = parse(text);
         let first = Mount {
@@ -123,7 +124,14 @@ mod tests {
 
     #[test]
     fn other_lines_are_left_out() {
-        let bad = ["", "1", "1 2 3:4 / /", "x 2 3:4 / / rw - a b c", "1 2 34 / / rw - a b c", "1 +2 3:4 / / rw - a b c"];
+        let bad = [
+            "",
+            "1",
+            "1 2 3:4 / /",
+            "x 2 3:4 / / rw - a b c",
+            "1 2 34 / / rw - a b c",
+            "1 +2 3:4 / / rw - a b c",
+        ];
         for line in bad {
             assert_eq!(parse(line.as_bytes()), [], "{line}");
         }

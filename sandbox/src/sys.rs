@@ -173,8 +173,7 @@ pub(crate) fn statmount(mount: u64) -> Result<MountStat, Errno> {
     const SYS_STATMOUNT: c_long = 457;
     /// `STATMOUNT_MNT_BASIC`
     const BASIC: u64 = 2;
-    let request =
-        MountIdRequest { size: size_of::<MountIdRequest>() as u32, spare: 0, mount, param: BASIC };
+    let request = MountIdRequest { size: size_of::<MountIdRequest>() as u32, spare: 0, mount, param: BASIC };
     let mut stat = RawMountStat {
         before: [0; 8],
         attributes: 0,
@@ -185,14 +184,11 @@ pub(crate) fn statmount(mount: u64) -> Result<MountStat, Errno> {
     };
     let size = size_of::<RawMountStat>();
     // SAFETY: both structures are live, of the layout of linux/mount.h, with their true sizes.
-    let result =
-        unsafe { libc::syscall(SYS_STATMOUNT, &raw const request, &raw mut stat, size, 0) };
+    let result = unsafe { libc::syscall(SYS_STATMOUNT, &raw const request, &raw mut stat, size, 0) };
     Errno::result(result)?;
     // size and mnt_opts, then the mask.
     match stat.before.get(1) {
-        Some(mask) if mask & BASIC != 0 => {
-            Ok(MountStat { peer_group: stat.peer_group, master: stat.master })
-        }
+        Some(mask) if mask & BASIC != 0 => Ok(MountStat { peer_group: stat.peer_group, master: stat.master }),
         _ => Err(Errno::ENOSYS),
     }
 }

@@ -85,9 +85,7 @@ impl MountTable {
 
     /// Forgets the mounts that are attached to no other any more. The share's own, the first, counts as attached.
     pub fn drop_detached(&mut self) {
-        self.mounts.retain(|index, mount| {
-            *index == 0 || parent_of(mount.directory.as_fd()) != Ok(mount.id)
-        });
+        self.mounts.retain(|index, mount| *index == 0 || parent_of(mount.directory.as_fd()) != Ok(mount.id));
     }
 
     fn find(&self, id: MountId) -> Option<u32> {

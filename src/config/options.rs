@@ -13,8 +13,8 @@ use log::LevelFilter;
 use super::rate_limit::{parse_bandwidth, parse_ops};
 use super::xattrmap::{ParseError, XattrMap};
 use super::{
-    CachePolicy, FollowMounts, IdMapEntry, IdTranslation, InodeFileHandles, LandlockMode, LockKind, MigrationMode,
-    MigrationOnError, Negotiate, RateLimit, SandboxMode, SeccompMode, WorkerIds,
+    CachePolicy, FollowMounts, IdMapEntry, IdTranslation, InodeFileHandles, LandlockMode, LockKind,
+    MigrationMode, MigrationOnError, Negotiate, RateLimit, SandboxMode, SeccompMode, WorkerIds,
 };
 
 /// VIRTIO specification, 5.11.4: the tag field has 36 bytes.

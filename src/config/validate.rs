@@ -9,9 +9,9 @@ use super::id_translation::IdTranslator;
 use super::modcaps::Privileges;
 use super::options::{MAX_REQUEST_QUEUES, Options};
 use super::{
-    CachePolicy, Config, Confinement, DeviceConfig, Environment, FollowMounts, FsConfig, IdMapEntry, IdTranslation, Limits,
-    LockKind, Locks, LogConfig, MigrationConfig, MigrationMode, Negotiate, SandboxMode, SocketSource,
-    Warning, WorkerConfig, WorkerIds, id_map, log_level,
+    CachePolicy, Config, Confinement, DeviceConfig, Environment, FollowMounts, FsConfig, IdMapEntry,
+    IdTranslation, Limits, LockKind, Locks, LogConfig, MigrationConfig, MigrationMode, Negotiate,
+    SandboxMode, SocketSource, Warning, WorkerConfig, WorkerIds, id_map, log_level,
 };
 
 /// Builds the configuration. `-o` has been applied.

@@ -119,10 +119,7 @@ mod tests {
     #[test]
     fn a_share_that_is_the_root_has_everything() {
         let table = vec![mount(1, 1, "/"), mount(2, 1, "/proc"), mount(3, 2, "/proc/x")];
-        assert_eq!(
-            paths(table, "/"),
-            [(2, "proc".to_owned(), false), (3, "proc/x".to_owned(), false)]
-        );
+        assert_eq!(paths(table, "/"), [(2, "proc".to_owned(), false), (3, "proc/x".to_owned(), false)]);
     }
 
     proptest! {

@@ -145,7 +145,9 @@ impl Tree {
             self.copies.push(copy);
         }
         for left in attached.into_iter().rev() {
-            if let Some((fd, _)) = self.at(self.copy.as_fd(), &left.path).filter(|(_, at)| at.mount == left.id) {
+            if let Some((fd, _)) =
+                self.at(self.copy.as_fd(), &left.path).filter(|(_, at)| at.mount == left.id)
+            {
                 debug!("{} has gone meanwhile", shown(&left.path));
                 self.detach(fd.as_fd(), &left.path)?;
             }
@@ -218,7 +220,8 @@ impl Tree {
             let stays = wanted.get(&copy.id).is_some_and(|now| {
                 let moved = now.path != copy.path;
                 // Where something else is on top, the path does not lead to it.
-                let in_place = if now.covered { !moved } else { !(moved || verify) || self.is_at(copy, &now.path) };
+                let in_place =
+                    if now.covered { !moved } else { !(moved || verify) || self.is_at(copy, &now.path) };
                 now.key == copy.key && !gone.contains(&copy.key.parent) && in_place
             });
             if !stays {
@@ -255,8 +258,10 @@ impl Tree {
             {
                 let what = if read_only { "read-only" } else { "writable" };
                 let path = shown(path);
-                warn!("\"{path}\" can't be made {what} for the guest ({errno}); EBUSY: until it closes the files there \
-                       that it has open for writing");
+                warn!(
+                    "\"{path}\" can't be made {what} for the guest ({errno}); EBUSY: until it closes the files there \
+                       that it has open for writing"
+                );
             }
             Ok::<bool, GraftError>(result.is_ok())
         };
@@ -292,7 +297,9 @@ impl Tree {
         let Some(parent) = self.visible_parent(one, all) else { return Ok(nothing) };
         if self.copies.len() >= MAX_COPIES {
             if !std::mem::replace(&mut self.full, true) {
-                warn!("{MAX_COPIES} mounts are shown in the share: the guest sees no more until some of them go");
+                warn!(
+                    "{MAX_COPIES} mounts are shown in the share: the guest sees no more until some of them go"
+                );
             }
             return Ok(nothing);
         }

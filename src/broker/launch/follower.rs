@@ -86,18 +86,24 @@ fn obstacle(config: &Config, share: &Share, view: &View, own: CapabilitySet) -> 
 /// allowed to have, where a unit's `RestrictNamespaces=` forbids some.
 fn spawn_with_most<'a>(request: impl Fn(Namespaces) -> Spawn<'a>) -> Result<Child, SpawnError> {
     let all = Namespaces::all().difference(Namespaces::MOUNT | Namespaces::USER);
+    let mut wanted = all;
     for fewer in [Namespaces::PID, Namespaces::empty()] {
-        let missing = all.difference(fewer);
-        let tried = if fewer.is_empty() { Namespaces::PID } else { all };
-        match request(tried).spawn() {
-            Err(SpawnError::Clone { errno: Errno::EPERM, .. }) => log::info!(
-                "the process that follows mounts is in the broker's {missing} namespaces: making others is forbidden \
-                 here (EPERM), for instance by RestrictNamespaces= of a unit"
-            ),
-            result => return result,
+        match request(wanted).spawn() {
+            Err(SpawnError::Clone { errno: Errno::EPERM, .. }) => wanted = fewer,
+            result => return result.inspect(|_| report_missing(all.difference(wanted))),
         }
     }
-    request(Namespaces::empty()).spawn()
+    report_missing(all);
+    request(wanted).spawn()
+}
+
+fn report_missing(missing: Namespaces) {
+    if !missing.is_empty() {
+        log::info!(
+            "the process that follows mounts is in the broker's {missing} namespaces: making others is forbidden here \
+             (EPERM), for instance by RestrictNamespaces= of a unit"
+        );
+    }
 }
 
 fn spawn(config: &Config, share: &Share, view: &View, worker: &Child) -> Result<Follower, BrokerError> {

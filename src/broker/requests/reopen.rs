@@ -15,7 +15,8 @@ use crate::protocol::{FileHandle, SealedHandle, ToWorker, Violation};
 /// Opens each of `sealed`, or ends a worker that made one of them up: then none is opened.
 pub(super) fn reopen(server: &Server, sealed: &[SealedHandle]) -> Result<Answer, Violation> {
     let genuine = sealed.iter().map(|sealed| genuine(server, sealed)).collect::<Result<Vec<_>, _>>()?;
-    let opened = genuine.into_iter().map(|(mount, handle)| sys::open_handle(mount.ok_or(Errno::ESTALE)?, handle));
+    let opened =
+        genuine.into_iter().map(|(mount, handle)| sys::open_handle(mount.ok_or(Errno::ESTALE)?, handle));
     let (results, fds) = open_each(opened);
     let results =
         List::new(results).map_err(|_| Violation::FdCount { kind: Kind::Reopen, fds: sealed.len() })?;

@@ -43,7 +43,11 @@ fn every_rule_of_the_default_policies_is_needed() {
     all.add(trace(&["--follow-mounts=always"], work::mounts_of_the_host));
     assert_eq!(unmet("worker", None, &all.worker), [] as [&str; 0], "rules of the worker that nobody needs");
     assert_eq!(unmet("broker", None, &all.broker), [] as [&str; 0], "rules of the broker that nobody needs");
-    assert_eq!(unmet("follower", None, &all.follower), [] as [&str; 0], "rules of the follower that nobody needs");
+    assert_eq!(
+        unmet("follower", None, &all.follower),
+        [] as [&str; 0],
+        "rules of the follower that nobody needs"
+    );
 }
 
 #[test]

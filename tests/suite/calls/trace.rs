@@ -30,7 +30,8 @@ impl Trace {
         let mut trace = Trace::default();
         let mut broker = None;
         let enters = |line: &&str| line.contains(" setns(") && line.contains("CLONE_NEWNS");
-        let follower = text.lines().find(enters).and_then(|line| line.split_once(' ')).map(|(thread, _)| thread);
+        let follower =
+            text.lines().find(enters).and_then(|line| line.split_once(' ')).map(|(thread, _)| thread);
         let (mut broker_confined, mut worker_confined, mut follower_confined) = (false, false, false);
         for line in text.lines() {
             let (thread, call) = line.split_once(' ').expect("a thread's number and a call");

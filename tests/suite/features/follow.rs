@@ -79,8 +79,7 @@ pub fn goes(client: &mut Client, path: &str) {
 fn following(args: &[&str], test: impl FnOnce(&Share, &mut Session) + Send) -> String {
     bounded(LIMIT, || {
         let share = Share::new();
-        let mut session =
-            Session::start(command(&share).args(ALWAYS).args(args), DeviceConfig::default());
+        let mut session = Session::start(command(&share).args(ALWAYS).args(args), DeviceConfig::default());
         test(&share, &mut session);
         let (status, stderr) = session.finish();
         assert!(status.success(), "{status}\n{stderr}");
@@ -464,7 +463,10 @@ fn what_cannot_have_the_guest_s_ids_stays_hidden() {
         goes(client, "after/file");
     });
     let told: Vec<&str> = stderr.lines().filter(|line| line.contains("does not see")).collect();
-    assert!(told.len() == 1 && told[0].contains("\"proc\"") && told[0].contains("With --worker-ids=identity"), "{stderr}");
+    assert!(
+        told.len() == 1 && told[0].contains("\"proc\"") && told[0].contains("With --worker-ids=identity"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -514,7 +516,8 @@ fn many_mounts_come_and_too_many_do_not() {
         }
         eventually("all go", || client_sees(client) == 0);
     });
-    let told = stderr.lines().filter(|line| line.contains("mounts: 512 mounts are shown in the share")).count();
+    let told =
+        stderr.lines().filter(|line| line.contains("mounts: 512 mounts are shown in the share")).count();
     assert_eq!(told, 1, "{stderr}");
 }
 
@@ -605,7 +608,8 @@ fn what_came_later_migrates_and_what_went_is_lost() {
         goes(client, "gone/file");
         assert!(client.getattr(gone, None).is_ok());
         let (state, bases) = session.save().unwrap();
-        let Ok((mut session, left)) = session.load(start().start(), DeviceConfig::default(), &state, &bases) else {
+        let Ok((mut session, left)) = session.load(start().start(), DeviceConfig::default(), &state, &bases)
+        else {
             panic!("the destination took its own kind's state");
         };
         let client = session.client();

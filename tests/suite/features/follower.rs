@@ -158,7 +158,9 @@ fn it_has_what_it_needs_and_nothing_else() {
         assert_eq!(status.field("Threads"), "1");
         // CAP_DAC_READ_SEARCH, CAP_SYS_CHROOT, CAP_SYS_ADMIN
         let needed = 1 << 2 | 1 << 18 | 1 << 21;
-        for (set, expected) in [("CapInh", 0), ("CapPrm", needed), ("CapEff", needed), ("CapBnd", needed), ("CapAmb", 0)] {
+        for (set, expected) in
+            [("CapInh", 0), ("CapPrm", needed), ("CapEff", needed), ("CapBnd", needed), ("CapAmb", 0)]
+        {
             assert_eq!(status.capabilities(set), expected, "{set}");
         }
         // It belongs where the host's mounts are, and has nothing else of the host or of the worker.
@@ -191,7 +193,20 @@ fn it_has_what_it_needs_and_nothing_else() {
             kinds.push(kind.to_owned());
         }
         kinds.sort();
-        let expected = ["copy", "copy", "list", "log", "namespace", "namespace", "namespace", "null", "null", "proc", "proc", "share"];
+        let expected = [
+            "copy",
+            "copy",
+            "list",
+            "log",
+            "namespace",
+            "namespace",
+            "namespace",
+            "null",
+            "null",
+            "proc",
+            "proc",
+            "share",
+        ];
         assert_eq!(kinds, expected, "{:?}", open_fds(pid));
         umount(&share.join("shown")).unwrap();
         goes(session.client(), "shown/file");
