@@ -36,7 +36,8 @@ struct Copy {
     /// Its root. A copy that was covered when the follower began has none until it is needed.
     root: Option<OwnedFd>,
     read_only: bool,
-    covered: bool,
+    /// Its path led elsewhere when the list was last looked at.
+    suspect: bool,
 }
 
 /// The share on both sides, and what is mounted in it.
@@ -139,7 +140,7 @@ impl Tree {
                 mount: found.id,
                 root: None,
                 read_only: found.read_only,
-                covered: found.covered,
+                suspect: false,
             };
             self.open_root(&mut copy);
             self.copies.push(copy);
@@ -212,40 +213,48 @@ impl Tree {
         Ok(progress)
     }
 
-    /// Detaches what is gone or somewhere else, and takes over the paths of what stays.
+    /// Detaches what is gone or somewhere else, and takes over the paths of what stays. Whether it did something, or has
+    /// to look again.
     fn remove_gone(&mut self, wanted: &[Wanted], verify: bool) -> Result<bool, GraftError> {
         let wanted: HashMap<u64, &Wanted> = wanted.iter().map(|wanted| (wanted.id, wanted)).collect();
-        let mut gone: Vec<u64> = Vec::new();
-        for copy in &self.copies {
-            let stays = wanted.get(&copy.id).is_some_and(|now| {
-                let moved = now.path != copy.path;
-                // Where something else is on top, the path does not lead to it.
-                let in_place =
-                    if now.covered { !moved } else { !(moved || verify) || self.is_at(copy, &now.path) };
-                now.key == copy.key && !gone.contains(&copy.key.parent) && in_place
-            });
-            if !stays {
-                gone.push(copy.id);
+        let mut copies = std::mem::take(&mut self.copies);
+        let (mut gone, mut again) = (Vec::new(), false);
+        for copy in &mut copies {
+            let now = wanted.get(&copy.id).filter(|now| now.key == copy.key);
+            let stays = !gone.contains(&copy.key.parent)
+                && now.is_some_and(|now| {
+                    let was_suspect = copy.suspect;
+                    copy.suspect = !self.may_be_at(copy, now, verify || was_suspect);
+                    // A directory may have been renamed since the list was read: a new list tells.
+                    again |= copy.suspect && !was_suspect;
+                    !(copy.suspect && was_suspect)
+                });
+            match now.filter(|_| stays) {
+                Some(now) => copy.path.clone_from(&now.path),
+                None => gone.push(copy.id),
             }
         }
-        let mut copies = std::mem::take(&mut self.copies);
         // What is on others comes first: a mount over a root would be detached in its place.
-        for index in (0..copies.len()).rev() {
-            let Some(copy) = copies.get_mut(index) else { continue };
-            if let Some(now) = wanted.get(&copy.id).filter(|_| !gone.contains(&copy.id)) {
-                copy.path.clone_from(&now.path);
-                copy.covered = now.covered;
-                continue;
-            }
-            self.open_root(copy);
-            let Copy { root, path, .. } = copies.remove(index);
-            match root {
-                Some(root) => self.detach(root.as_fd(), &path)?,
-                None => warn!("{} can't be found any more, and may stay visible to the guest", shown(&path)),
+        for mut copy in
+            copies.extract_if(.., |copy| gone.contains(&copy.id)).collect::<Vec<_>>().into_iter().rev()
+        {
+            self.open_root(&mut copy);
+            match &copy.root {
+                Some(root) => self.detach(root.as_fd(), &copy.path)?,
+                None => {
+                    warn!("{} can't be found any more, and may stay visible to the guest", shown(&copy.path))
+                }
             }
         }
         self.copies = copies;
-        Ok(!gone.is_empty())
+        Ok(again || !gone.is_empty())
+    }
+
+    /// Whether a copy is where it should be now, as far as that can be told.
+    fn may_be_at(&self, copy: &Copy, now: &Wanted, look: bool) -> bool {
+        let moved = now.path != copy.path;
+        // Where something else is on top, the path does not lead to it.
+        if now.covered { !moved } else { !(moved || look) || self.is_at(copy, &now.path) }
     }
 
     /// Whether something is still writable that should not be.
@@ -330,7 +339,7 @@ impl Tree {
             mount,
             root: Some(copy),
             read_only: self.share_read_only || one.read_only,
-            covered: one.covered,
+            suspect: false,
         });
         Ok(Progress { changed: true, pending: false })
     }

@@ -4,6 +4,8 @@
 
 #[path = "features/follow.rs"]
 mod follow;
+#[path = "features/follow_cases.rs"]
+mod follow_cases;
 #[path = "features/follower.rs"]
 mod follower;
 #[path = "features/ioctl.rs"]
