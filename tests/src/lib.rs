@@ -29,6 +29,7 @@ pub mod fuse;
 pub mod guest;
 #[cfg(target_arch = "x86_64")]
 pub mod inject;
+pub mod mounts;
 pub mod paths;
 pub mod peers;
 pub mod pjdfstest;

@@ -13,6 +13,7 @@ use tests::daemon::PATIENCE;
 use tests::frontend::DeviceConfig;
 use tests::fuse::wire::{ATTR_SUBMOUNT, EntryOut, ROOT};
 use tests::fuse::{Client, Session};
+use tests::mounts::MountsBelow;
 use tests::share::{Share, TempDir};
 
 use super::{LIMIT, command};
@@ -75,6 +76,7 @@ pub fn goes(client: &mut Client, path: &str) {
 pub fn following(args: &[&str], test: impl FnOnce(&Share, &mut Session) + Send) -> String {
     bounded(LIMIT, || {
         let share = Share::new();
+        let _mounts = MountsBelow(share.path());
         let mut session = Session::start(command(&share).args(ALWAYS).args(args), DeviceConfig::default());
         test(&share, &mut session);
         let (status, stderr) = session.finish();
@@ -319,6 +321,7 @@ fn a_read_only_share_has_only_read_only_mounts() {
 fn what_was_there_from_the_start_goes_too() {
     bounded(LIMIT, || {
         let share = Share::new();
+        let _mounts = MountsBelow(share.path());
         for name in ["early", "early/below", "stacked", "stacked"] {
             tmpfs(&share.join(name));
             share.write(format!("{name}/file"), "");

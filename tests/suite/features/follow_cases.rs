@@ -4,9 +4,7 @@
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::Path;
-use std::process::Command;
 
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use nix::sys::stat::Mode;
@@ -16,46 +14,11 @@ use tests::daemon::PATIENCE;
 use tests::frontend::DeviceConfig;
 use tests::fuse::wire::ROOT;
 use tests::fuse::{Client, Session};
-use tests::program::program;
+use tests::mounts::{Disk, MountsBelow};
 use tests::share::{Share, TempDir};
 
 use super::follow::{ALWAYS, bind, comes, eventually, exists, find, following, goes, tmpfs};
 use super::{LIMIT, command};
-
-/// A new ext4 on a loop device, which is taken down when this is dropped.
-struct Disk {
-    device: String,
-    _image: TempDir,
-}
-
-impl Disk {
-    fn new() -> Disk {
-        let image = TempDir::on_disk();
-        let path = image.path().join("image");
-        fs::File::create(&path).unwrap().set_len(8 << 20).unwrap();
-        program("mkfs.ext4", "e2fsprogs").args(["-q", "-F"]).arg(&path).succeed();
-        let device = program("losetup", "mount").args(["--find", "--show"]).arg(&path).succeed();
-        Disk { device: device.trim().to_owned(), _image: image }
-    }
-
-    /// Whether nothing on the host uses it, as who formats it wants to know.
-    fn is_free(&self) -> bool {
-        let flags = OFlag::O_RDWR | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        match open(self.device.as_str(), flags, Mode::empty()) {
-            Ok(_) => true,
-            Err(errno) => {
-                assert_eq!(errno, Errno::EBUSY);
-                false
-            }
-        }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.device]).status();
-    }
-}
 
 /// The daemon lets go of a file system that was unmounted when the guest does: its device can be used for something
 /// else then, while the daemon serves.
@@ -65,7 +28,7 @@ fn an_unmounted_file_system_is_free_once_the_guest_has_forgotten_it() {
         let client = session.client();
         let disk = Disk::new();
         fs::create_dir(share.join("sub")).unwrap();
-        let device = Some(disk.device.as_str());
+        let device = Some(disk.device());
         mount(device, &share.join("sub"), Some("ext4"), MsFlags::empty(), None::<&str>).unwrap();
         share.write("sub/dir/file", "");
         comes(client, "sub/dir/file");
@@ -236,6 +199,7 @@ fn an_overlay_is_shown_where_ids_are_the_host_s() {
 fn what_came_later_migrates_and_what_went_is_lost() {
     bounded(LIMIT, || {
         let share = Share::new();
+        let _mounts = MountsBelow(share.path());
         let args = ["--follow-mounts=always", "--migration-on-error=guest-error"];
         let start = || command(&share).args(args);
         let mut session = Session::start(start(), DeviceConfig::default());
@@ -275,6 +239,7 @@ fn what_came_later_migrates_and_what_went_is_lost() {
 fn a_kernel_sees_them_come_and_go() {
     bounded(LIMIT, || {
         let (share, mountpoint) = (Share::new(), TempDir::short());
+        let _mounts = MountsBelow(share.path());
         share.write("late/covered", "covered");
         let mut daemon = command(&share).args(ALWAYS).start();
         let bridge = Bridge::mount(&daemon, mountpoint.path());

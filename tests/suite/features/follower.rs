@@ -10,6 +10,7 @@ use tests::bounded::bounded;
 use tests::daemon::{Daemon, PATIENCE};
 use tests::frontend::DeviceConfig;
 use tests::fuse::Session;
+use tests::mounts::MountsBelow;
 use tests::processes::PidFd;
 use tests::procfs::{NAMESPACES, Status, namespace, open_fds};
 use tests::share::{Share, TempDir};
@@ -118,6 +119,7 @@ fn mounts_come_by_way_of_a_slave() {
 fn always_is_an_error_where_it_cannot_be() {
     bounded(LIMIT, || {
         let share = Share::new();
+        let _mounts = MountsBelow(share.path());
         let file = share.write("file", "");
         let fails = |directory: &Path, args: &[&str], why: &str| {
             let ours = tests::peers::Implementation::Ours;
@@ -150,6 +152,7 @@ fn an_ordinary_user_has_none() {
 fn it_has_what_it_needs_and_nothing_else() {
     bounded(LIMIT, || {
         let share = Share::new();
+        let _mounts = MountsBelow(share.path());
         let args = ["--follow-mounts=always"];
         let mut session = Session::start(command(&share).args(args), DeviceConfig::default());
         let pid = working(&share, &mut session);
@@ -218,6 +221,7 @@ fn it_has_what_it_needs_and_nothing_else() {
 fn it_ends_with_the_broker_however_that_ends() {
     bounded(LIMIT, || {
         let share = Share::new();
+        let _mounts = MountsBelow(share.path());
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
             let args = ["--follow-mounts=always"];
             let mut session = Session::start(command(&share).args(args), DeviceConfig::default());
@@ -235,6 +239,7 @@ fn it_ends_with_the_broker_however_that_ends() {
 fn the_daemon_goes_on_without_it() {
     bounded(LIMIT, || {
         let share = Share::new();
+        let _mounts = MountsBelow(share.path());
         let args = ["--follow-mounts=always"];
         let mut session = Session::start(command(&share).args(args), DeviceConfig::default());
         let pid = working(&share, &mut session);

@@ -7,10 +7,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tests::bounded::bounded;
 use tests::bridge::{Bridge, BridgeOptions};
+use tests::daemon::PATIENCE;
 use tests::guest::{Guest, Share};
 use tests::share::TempDir;
 
@@ -145,20 +146,43 @@ fn is_confined_while_it_serves(container: &Container) {
     let own = container.check("id -u virtiofsd");
     assert_eq!(field(&broker, "Uid"), [own.as_str(); 4].join(" "));
     let children = container.check(&format!("cat /proc/{broker}/task/{broker}/children"));
-    let (worker, exporter) = children.trim().split_once(' ').expect("a worker and who shows metrics");
+    let children: Vec<&str> = children.split_whitespace().collect();
+    let [worker, exporter, follower] = children[..] else {
+        panic!("not a worker and two others: {children:?}")
+    };
     for pid in [worker, exporter] {
         assert_eq!(field(pid, "Uid"), ["2147483648"; 4].join(" "));
     }
-    for pid in [broker.as_str(), worker, exporter] {
+    // CAP_SYS_ADMIN, CAP_SYS_CHROOT and CAP_DAC_READ_SEARCH, to show what the host mounts.
+    assert_eq!(field(follower, "CapPrm"), "0000000000240004");
+    assert_eq!(field(follower, "Uid"), [own.as_str(); 4].join(" "));
+    for pid in [broker.as_str(), worker, exporter, follower] {
         assert_eq!((field(pid, "NoNewPrivs"), field(pid, "Seccomp")), ("1".to_owned(), "2".to_owned()));
     }
     assert!(
         container.check(&format!("virtiofsd stat --once {METRICS}")).contains("limits: limit-ops 100000")
     );
+    follows_mounts(container, bridge.path());
     let limits = format!("systemctl show -P TasksMax -P MemoryMax -P IOWeight {SERVICE}");
     assert!(!container.check(&limits).contains("infinity"), "{}", container.check(&limits));
     bridge.unmount().unwrap();
     container.await_state(SERVICE, "inactive");
+}
+
+/// Of the host, from within the unit's own mount namespace.
+fn follows_mounts(container: &Container, seen: &Path) {
+    let on_host = "/srv/data/late";
+    container.check(&format!("mkdir -p {on_host} && mount -t tmpfs late {on_host} && touch {on_host}/file"));
+    let end = Instant::now() + PATIENCE;
+    let await_file = |there: bool| {
+        while seen.join("late/file").exists() != there {
+            assert!(Instant::now() < end, "{}", container.check("journalctl --no-pager -n 30"));
+        }
+    };
+    await_file(true);
+    container.check(&format!("umount {on_host}"));
+    await_file(false);
+    container.check(&format!("rmdir {on_host}"));
 }
 
 fn survives_restarts(container: &Container) {
