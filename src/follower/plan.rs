@@ -1,6 +1,6 @@
 //! From the host's list of mounts to those that are to be seen in the share. No system call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 
 use sandbox::mountinfo::Mount;
@@ -27,7 +27,7 @@ pub struct Wanted {
     pub path: CString,
     /// Nothing can be written through it.
     pub read_only: bool,
-    /// Something else is mounted over its root, so that its path leads there.
+    /// Something else is mounted over its root or over a directory on the way to it, so that its path leads elsewhere.
     pub covered: bool,
 }
 
@@ -47,15 +47,38 @@ pub fn below(table: Vec<Mount>, top: u64, directory: &[u8]) -> Vec<Wanted> {
     while let Some(parent) = parents.pop() {
         for mount in by_parent.remove(&parent).unwrap_or_default() {
             let Some(path) = relative(&mount.point, directory) else { continue };
-            if let Some(on) = wanted.iter_mut().find(|other| other.id == parent && other.path == path) {
-                on.covered = true;
-            }
             parents.push(mount.id);
             let Mount { id, parent, device, root, read_only, .. } = mount;
             wanted.push(Wanted { id, key: Key { parent, device, root }, path, read_only, covered: false });
         }
     }
+    mark_covered(&mut wanted);
     wanted
+}
+
+/// Says of which mounts the path leads to something else: to what is mounted over their root, or over a directory on
+/// the way.
+fn mark_covered(wanted: &mut [Wanted]) {
+    let paths: HashMap<u64, &[u8]> = wanted.iter().map(|one| (one.id, one.path.to_bytes())).collect();
+    let places: HashSet<(u64, &[u8])> =
+        wanted.iter().map(|one| (one.key.parent, one.path.to_bytes())).collect();
+    let mut hidden: HashSet<u64> = HashSet::new();
+    let mut covered = Vec::with_capacity(wanted.len());
+    for one in wanted.iter() {
+        let (parent, path) = (one.key.parent, one.path.to_bytes());
+        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        let mut on_the_way = slashes.map(|at| path.get(..at).unwrap_or_default());
+        // Over the root of the mount that it is on, or over another directory there.
+        let behind = on_the_way.any(|directory| places.contains(&(parent, directory)));
+        let over_root = paths.get(&parent) == Some(&path);
+        if hidden.contains(&parent) || behind && !over_root {
+            hidden.insert(one.id);
+        }
+        covered.push(hidden.contains(&one.id) || places.contains(&(one.id, path)));
+    }
+    for (one, covered) in wanted.iter_mut().zip(covered) {
+        one.covered = covered;
+    }
 }
 
 /// `path` from `directory`, if it is below.
@@ -114,6 +137,26 @@ mod tests {
         let table = vec![mount(4, 3, "/s/a"), mount(3, 2, "/s/a"), mount(2, 1, "/s/a"), mount(1, 0, "/s")];
         let name = || "a".to_owned();
         assert_eq!(paths(table, "/s"), [(2, name(), true), (3, name(), true), (4, name(), false)]);
+    }
+
+    #[test]
+    fn what_is_behind_another_mount_is_covered() {
+        let table = vec![
+            mount(2, 1, "/s/a/b"),
+            mount(3, 2, "/s/a/b/c"),
+            // Over the directory that leads to both, and something in there.
+            mount(4, 1, "/s/a"),
+            mount(5, 4, "/s/a/b"),
+            // Over the root of that.
+            mount(6, 5, "/s/a/b"),
+            mount(7, 6, "/s/a/b/d"),
+            mount(8, 5, "/s/a/b/e"),
+        ];
+        let mut covered: Vec<_> =
+            paths(table, "/s").into_iter().map(|(id, _, covered)| (id, covered)).collect();
+        covered.sort_unstable();
+        let expected = [(2, true), (3, true), (4, false), (5, true), (6, false), (7, false), (8, true)];
+        assert_eq!(covered, expected);
     }
 
     #[test]

@@ -142,7 +142,10 @@ impl Tree {
                 read_only: found.read_only,
                 suspect: false,
             };
-            self.open_root(&mut copy);
+            // Where there are more from the start than may come, the others' descriptors have to wait until they are needed.
+            if self.copies.len() < MAX_COPIES {
+                self.open_root(&mut copy);
+            }
             self.copies.push(copy);
         }
         for left in attached.into_iter().rev() {
@@ -257,44 +260,45 @@ impl Tree {
         if now.covered { !moved } else { !(moved || look) || self.is_at(copy, &now.path) }
     }
 
-    /// Whether something is still writable that should not be.
+    /// Whether something is still writable that should not be, or the other way round.
     fn mirror_read_only(&mut self, wanted: &[Wanted], top: Option<bool>) -> Result<bool, GraftError> {
         let mut pending = false;
-        let set = |fd: BorrowedFd<'_>, read_only, busy: &mut bool, path: &CStr| {
-            let result = self.namespaces.set_read_only(fd, read_only)?;
-            if let Err(errno) = result
-                && !std::mem::replace(busy, true)
-            {
-                let what = if read_only { "read-only" } else { "writable" };
-                let path = shown(path);
-                warn!(
-                    "\"{path}\" can't be made {what} for the guest ({errno}); EBUSY: until it closes the files there \
-                       that it has open for writing"
-                );
-            }
-            Ok::<bool, GraftError>(result.is_ok())
-        };
-        let mut busy = self.busy;
         let top = self.share_read_only || top.unwrap_or(self.copy_read_only);
         if top != self.copy_read_only {
-            match set(self.copy.as_fd(), top, &mut busy, c"/")? {
-                true => self.copy_read_only = top,
-                false => pending = true,
+            match self.namespaces.set_read_only(self.copy.as_fd(), top)? {
+                Ok(()) => self.copy_read_only = top,
+                Err(errno) => pending = self.tell_busy(c".", errno),
             }
         }
-        for copy in &mut self.copies {
-            let now = wanted.iter().find(|wanted| wanted.id == copy.id).is_some_and(|now| now.read_only);
-            let now = self.share_read_only || now;
+        let wanted: HashMap<u64, bool> = wanted.iter().map(|wanted| (wanted.id, wanted.read_only)).collect();
+        let mut copies = std::mem::take(&mut self.copies);
+        for copy in &mut copies {
+            let now = self.share_read_only || wanted.get(&copy.id).copied().unwrap_or(copy.read_only);
             if now == copy.read_only {
                 continue;
             }
-            match &copy.root {
-                Some(root) if set(root.as_fd(), now, &mut busy, &copy.path)? => copy.read_only = now,
-                _ => pending = true,
+            self.open_root(copy);
+            let Some(root) = &copy.root else { continue };
+            match self.namespaces.set_read_only(root.as_fd(), now)? {
+                Ok(()) => copy.read_only = now,
+                Err(errno) => pending = self.tell_busy(&copy.path, errno),
             }
         }
-        self.busy = busy && pending;
+        self.copies = copies;
+        self.busy &= pending;
         Ok(pending)
+    }
+
+    /// Tells of it once; it is tried again.
+    fn tell_busy(&mut self, path: &CStr, errno: Errno) -> bool {
+        if !std::mem::replace(&mut self.busy, true) {
+            warn!(
+                "\"{}\" can't be made read-only for the guest, or writable, as it is on the host: {errno}. EBUSY: not \
+                 before the guest closes what it has open there for writing",
+                shown(path)
+            );
+        }
+        true
     }
 
     /// Shows a mount, if it can be and is not yet.

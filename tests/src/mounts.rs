@@ -18,7 +18,7 @@ pub struct MountsBelow<'a>(pub &'a Path);
 
 impl Drop for MountsBelow<'_> {
     fn drop(&mut self) {
-        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
         // The names of these tests have nothing in them that would be escaped there.
         let mounts = String::from_utf8_lossy(&mounts).into_owned();
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);

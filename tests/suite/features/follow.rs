@@ -87,7 +87,13 @@ pub fn following(args: &[&str], test: impl FnOnce(&Share, &mut Session) + Send) 
 
 #[test]
 fn a_mount_comes_and_goes() {
-    following(&[], |share, session| {
+    for options in [&[][..], &["--landlock=full"], &["--cache=never", "--inode-file-handles=never"]] {
+        comes_and_goes(options);
+    }
+}
+
+fn comes_and_goes(options: &[&str]) {
+    following(options, |share, session| {
         share.write("late/covered", "covered");
         let client = session.client();
         assert!(exists(client, "late/covered"));
@@ -132,6 +138,43 @@ fn mounts_below_mounts_and_over_mounts() {
         umount2(&share.join("a"), MntFlags::MNT_DETACH).unwrap();
         goes(client, "a/b");
         assert!(exists(client, "a"));
+    });
+}
+
+/// What is mounted over a directory hides what is mounted further down, and does not end it.
+#[test]
+fn mounts_behind_mounts() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        let _mounts = MountsBelow(share.path());
+        for name in ["early", "late"] {
+            fs::create_dir_all(share.join(name).join("dir")).unwrap();
+        }
+        tmpfs(&share.join("early/dir"));
+        share.write("early/dir/file", "");
+        tmpfs(&share.join("early"));
+        let mut session = Session::start(command(&share).args(ALWAYS), DeviceConfig::default());
+        let client = session.client();
+        tmpfs(&share.join("late/dir"));
+        share.write("late/dir/file", "");
+        comes(client, "late/dir/file");
+        let known = find(client, "late/dir/file").unwrap().nodeid;
+        tmpfs(&share.join("late"));
+        goes(client, "late/dir");
+        tmpfs(&share.join("other"));
+        share.write("other/file", "");
+        comes(client, "other/file");
+        for name in ["early", "late"] {
+            umount(&share.join(name)).unwrap();
+            comes(client, &format!("{name}/dir/file"));
+        }
+        assert_eq!(find(client, "late/dir/file").unwrap().nodeid, known, "it was there all the time");
+        for name in ["early", "late"] {
+            umount(&share.join(name).join("dir")).unwrap();
+            goes(client, &format!("{name}/dir/file"));
+        }
+        let (status, stderr) = session.finish();
+        assert!(status.success() && !stderr.contains("mounts: "), "{stderr}");
     });
 }
 
