@@ -82,9 +82,9 @@ pub enum FollowerError {
     Mounts(&'static str, Errno),
 }
 
-/// Least time between two looks at the list, and how many times as long as it took the last look: so that a host with
-/// many mounts, which come and go all the time, loses at most a tenth of a CPU for each daemon.
-const PAUSE: (Duration, u32) = (Duration::from_millis(10), 9);
+/// Between two looks at the list: nine times as long as a look takes, so that a host with many mounts, which come and go
+/// all the time, loses a tenth of a CPU for each daemon; at least and at most so long.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 /// When what could not be done is tried again: first, and then each time twice as long, up to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
@@ -195,16 +195,17 @@ fn await_copy(tree: &Tree) -> Result<Vec<Mount>, FollowerError> {
 fn follow(tree: &mut Tree, list: &List) -> Result<(), FollowerError> {
     let mut retry = RETRY.0;
     loop {
-        let begun = Instant::now();
+        let mut begun = Instant::now();
         let mut progress = tree.update(list.read()?, false)?;
         for _ in 0..MAX_CHECKS {
             if !progress.changed {
                 break;
             }
+            begun = Instant::now();
             progress = tree.update(list.read()?, true)?;
         }
-        let took = begun.elapsed();
-        pause(PAUSE.0.saturating_sub(took).max(took * PAUSE.1).min(RETRY.1))?;
+        // Of the last one, which mostly found nothing to do.
+        pause((begun.elapsed() * 9).clamp(PAUSE.0, PAUSE.1))?;
         let limit = (progress.pending || progress.changed).then_some(retry);
         let changed = list.changed(limit)?;
         retry = if changed || limit.is_none() { RETRY.0 } else { (retry * 2).min(RETRY.1) };
