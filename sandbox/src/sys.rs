@@ -110,7 +110,8 @@ pub(crate) fn move_mount_onto(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> 
 pub(crate) fn open_path_beneath(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
     // SAFETY: all-zero bytes are a valid open_how: integers only.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
+    // Without O_NOFOLLOW, with which a link would be opened as itself.
+    how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
     how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS;
     // SAFETY: the path is NUL-terminated, and `how` is a live open_how whose true size is passed; both outlive the call.
     new_fd(unsafe {
