@@ -131,6 +131,7 @@ fn run_follower() -> u8 {
             share: own(protocol::FOLLOWER_SHARE_FD),
             copy: own(protocol::FOLLOWER_COPY_FD),
             namespace: own(protocol::FOLLOWER_NAMESPACE_FD),
+            detached: own(protocol::FOLLOWER_DETACHED_FD),
             ids: mapped.then(|| own(protocol::FOLLOWER_IDS_FD)),
         };
         (BorrowedFd::borrow_raw(protocol::LOG_FD), fds)

@@ -89,7 +89,7 @@ struct Ready {
     exporter_exit: bool,
     follower_exit: bool,
     follower_log: bool,
-    mounts: bool,
+    detached: bool,
 }
 
 impl Device {
@@ -163,8 +163,8 @@ impl Device {
             if ready.exporter_exit {
                 self.on_exporter_exit()?;
             }
-            if ready.mounts {
-                self.server.mounts.drop_detached();
+            if ready.detached {
+                self.on_detached();
             }
             if ready.follower_log {
                 self.on_follower_log();
@@ -192,14 +192,10 @@ impl Device {
         let follower = self.follower.as_ref();
         let follower_log = follower.map(|follower| follower.log_pipe.as_fd());
         let follower_exit = follower.map(|follower| follower.process.pidfd());
-        let mounts = follower.map(|follower| follower.mounts.as_fd());
-        let sources = [signals, channel, log, pidfd, exporter, follower_log, follower_exit, mounts];
-        // A list of mounts can always be read; that it has changed is told in another way.
-        let interest = sources.iter().enumerate().filter_map(|(index, fd)| {
-            let flags = if index + 1 == sources.len() { PollFlags::POLLPRI } else { PollFlags::POLLIN };
-            fd.map(|fd| PollFd::new(fd, flags))
-        });
-        let mut fds: Vec<PollFd<'_>> = interest.collect();
+        let detached = follower.map(|follower| follower.detached.as_fd());
+        let sources = [signals, channel, log, pidfd, exporter, follower_log, follower_exit, detached];
+        let mut fds: Vec<PollFd<'_>> =
+            sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         match poll(&mut fds, self.timeout()) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Ready::default()),
@@ -208,9 +204,9 @@ impl Device {
         // An error or a hang-up counts as ready: reading tells more.
         let mut events = fds.iter().map(|fd| fd.any().unwrap_or(true));
         let mut of = |source: &Option<_>| source.is_some() && events.next().unwrap_or(false);
-        let [signal, channel, log, exit, exporter_exit, follower_log, follower_exit, mounts] =
+        let [signal, channel, log, exit, exporter_exit, follower_log, follower_exit, detached] =
             sources.each_ref().map(&mut of);
-        Ok(Ready { signal, channel, log, exit, exporter_exit, follower_exit, follower_log, mounts })
+        Ok(Ready { signal, channel, log, exit, exporter_exit, follower_exit, follower_log, detached })
     }
 
     fn timeout(&self) -> PollTimeout {
@@ -260,6 +256,14 @@ impl Device {
             self.follower = None;
         }
         Ok(())
+    }
+
+    /// What the guest can't reach any more is not to be kept in use here.
+    fn on_detached(&mut self) {
+        let Some(follower) = &self.follower else { return };
+        // How many does not matter.
+        let _ = nix::unistd::read(&follower.detached, &mut [0; LOG_CHUNK]);
+        self.server.mounts.drop_detached();
     }
 
     fn on_follower_log(&mut self) {

@@ -33,7 +33,7 @@ use thiserror::Error;
 
 use crate::config::SeccompMode;
 use crate::protocol::log_line::LogLevel;
-use tree::{MAX_COPIES, Tree};
+use tree::{Attached, MAX_COPIES, Tree};
 
 /// What the broker tells it, as its one argument, in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,8 @@ pub struct Fds {
     pub copy: OwnedFd,
     /// The worker's mount namespace.
     pub namespace: OwnedFd,
+    /// Gets a byte for each mount that was detached.
+    pub detached: OwnedFd,
     /// The worker's user namespace, if ids are mapped.
     pub ids: Option<OwnedFd>,
 }
@@ -103,10 +105,12 @@ const OWN_FDS: usize = 32;
 /// # Errors
 /// [`FollowerError`]; it never ends otherwise.
 pub fn run(instructions: &Instructions, fds: Fds) -> Result<(), FollowerError> {
-    let namespaces = Namespaces::new(fds.namespace)?;
+    let Fds { share, copy, namespace, detached, ids } = fds;
+    let namespaces = Namespaces::new(namespace)?;
     confine(instructions.seccomp)?;
     let list = List::of_this_namespace(&namespaces)?;
-    let mut tree = Tree::new(namespaces, fds.share, fds.copy, fds.ids, instructions.read_only)
+    let attached = Attached { share, copy, ids, detached };
+    let mut tree = Tree::new(namespaces, attached, instructions.read_only)
         .map_err(|errno| FollowerError::Mounts("tell mounts apart", errno))?;
     let worker = await_copy(&tree)?;
     tree.adopt(list.read()?, worker)?;

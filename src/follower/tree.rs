@@ -40,18 +40,27 @@ struct Copy {
     suspect: bool,
 }
 
+/// What a [`Tree`] works on.
+pub struct Attached {
+    /// The share's directory on the host.
+    pub share: OwnedFd,
+    /// The worker's copy of it.
+    pub copy: OwnedFd,
+    /// The user namespace whose ids are mapped, if they are.
+    pub ids: Option<OwnedFd>,
+    /// Gets a byte for each mount that was detached; does not block.
+    pub detached: OwnedFd,
+}
+
 /// The share on both sides, and what is mounted in it.
 pub struct Tree {
     /// The host's mount namespace and the worker's.
     pub namespaces: Namespaces,
     /// The mount of the worker's copy of the share.
     pub copy_mount: u64,
-    copy: OwnedFd,
-    /// The share's directory on the host, and the mount that it is on.
-    host: OwnedFd,
+    /// The mount that the share is on on the host.
     host_mount: u64,
-    /// The user namespace whose ids are mapped, if they are.
-    ids: Option<OwnedFd>,
+    on: Attached,
     /// `--readonly`
     share_read_only: bool,
     copy_read_only: bool,
@@ -82,21 +91,13 @@ impl Tree {
     ///
     /// # Errors
     /// When the kernel can't tell mounts apart.
-    pub fn new(
-        namespaces: Namespaces,
-        host: OwnedFd,
-        copy: OwnedFd,
-        ids: Option<OwnedFd>,
-        share_read_only: bool,
-    ) -> Result<Self, Errno> {
-        let (host_mount, copy_mount) = (place_of(host.as_fd())?.mount, place_of(copy.as_fd())?.mount);
+    pub fn new(namespaces: Namespaces, on: Attached, share_read_only: bool) -> Result<Self, Errno> {
+        let (host_mount, copy_mount) = (place_of(on.share.as_fd())?.mount, place_of(on.copy.as_fd())?.mount);
         Ok(Self {
             namespaces,
-            host,
-            copy,
-            host_mount,
             copy_mount,
-            ids,
+            host_mount,
+            on,
             share_read_only,
             copy_read_only: share_read_only,
             copies: Vec::new(),
@@ -109,7 +110,7 @@ impl Tree {
     /// The mounts of the host that are to be seen.
     fn wanted(&self, table: Vec<Mount>) -> Vec<Wanted> {
         // The share's path changes when a directory above it is renamed. Without one there is nothing below.
-        match self.namespaces.path_of(self.host.as_fd()) {
+        match self.namespaces.path_of(self.on.share.as_fd()) {
             Ok(directory) => plan::below(table, self.host_mount, &directory),
             Err(_) => Vec::new(),
         }
@@ -150,7 +151,7 @@ impl Tree {
         }
         for left in attached.into_iter().rev() {
             if let Some((fd, _)) =
-                self.at(self.copy.as_fd(), &left.path).filter(|(_, at)| at.mount == left.id)
+                self.at(self.on.copy.as_fd(), &left.path).filter(|(_, at)| at.mount == left.id)
             {
                 debug!("{} has gone meanwhile", shown(&left.path));
                 self.detach(fd.as_fd(), &left.path)?;
@@ -175,13 +176,13 @@ impl Tree {
 
     /// Whether the copy is what its path leads to.
     fn is_at(&self, copy: &Copy, path: &CStr) -> bool {
-        let place = self.at(self.copy.as_fd(), path).map(|(_, place)| place);
+        let place = self.at(self.on.copy.as_fd(), path).map(|(_, place)| place);
         place == Some(Place { mount: copy.mount, is_root: true })
     }
 
     fn open_root(&self, copy: &mut Copy) {
         if copy.root.is_none() {
-            let found = self.at(self.copy.as_fd(), &copy.path);
+            let found = self.at(self.on.copy.as_fd(), &copy.path);
             let expected = Place { mount: copy.mount, is_root: true };
             copy.root = found.filter(|(_, place)| *place == expected).map(|(fd, _)| fd);
         }
@@ -192,6 +193,8 @@ impl Tree {
             Ok(()) => debug!("{} is not shown any more", shown(path)),
             Err(errno) => warn!("{} can't be taken away from the guest: {errno}", shown(path)),
         }
+        // A full pipe says the same as one more byte.
+        let _ = nix::unistd::write(&self.on.detached, &[0]);
         Ok(())
     }
 
@@ -265,7 +268,7 @@ impl Tree {
         let mut pending = false;
         let top = self.share_read_only || top.unwrap_or(self.copy_read_only);
         if top != self.copy_read_only {
-            match self.namespaces.set_read_only(self.copy.as_fd(), top)? {
+            match self.namespaces.set_read_only(self.on.copy.as_fd(), top)? {
                 Ok(()) => self.copy_read_only = top,
                 Err(errno) => pending = self.tell_busy(c".", errno),
             }
@@ -330,7 +333,7 @@ impl Tree {
             // Where it is covered, it is no loss.
             None => return Ok(if one.covered { nothing } else { pending }),
         };
-        let Some((target, place)) = self.at(self.copy.as_fd(), &one.path) else { return Ok(pending) };
+        let Some((target, place)) = self.at(self.on.copy.as_fd(), &one.path) else { return Ok(pending) };
         if place.mount != parent || self.namespaces.attach(copy.as_fd(), target.as_fd())?.is_err() {
             return Ok(pending);
         }
@@ -362,11 +365,11 @@ impl Tree {
 
     /// A detached copy of a mount; `None` if its path doesn't lead to it now.
     fn copy_of(&self, one: &Wanted) -> Option<Result<OwnedFd, MountError>> {
-        let (root, place) = self.at(self.host.as_fd(), &one.path)?;
+        let (root, place) = self.at(self.on.share.as_fd(), &one.path)?;
         if place != (Place { mount: one.id, is_root: true }) {
             return None;
         }
         let attrs = ShareAttrs { read_only: self.share_read_only, recursive: false };
-        Some(clone_share(root.as_fd(), attrs, self.ids.as_ref().map(AsFd::as_fd)))
+        Some(clone_share(root.as_fd(), attrs, self.on.ids.as_ref().map(AsFd::as_fd)))
     }
 }

@@ -66,8 +66,11 @@ pub const FOLLOWER_COPY_FD: RawFd = 4;
 /// The follower's fd of the worker's mount namespace.
 pub const FOLLOWER_NAMESPACE_FD: RawFd = 5;
 
+/// The follower's fd of the write end of a pipe: one byte for each mount that it has detached. It says nothing else.
+pub const FOLLOWER_DETACHED_FD: RawFd = 6;
+
 /// The follower's fd of the worker's user namespace, if ids are mapped on the copy.
-pub const FOLLOWER_IDS_FD: RawFd = 6;
+pub const FOLLOWER_IDS_FD: RawFd = 7;
 
 /// Most fds that one message can carry: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;

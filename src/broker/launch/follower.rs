@@ -18,7 +18,8 @@ use crate::config::{Config, FollowMounts, SandboxMode};
 use crate::follower::Instructions;
 use crate::protocol::message::{ShareKind, ShareMount};
 use crate::protocol::{
-    FOLLOWER_ARGV0, FOLLOWER_COPY_FD, FOLLOWER_IDS_FD, FOLLOWER_NAMESPACE_FD, FOLLOWER_SHARE_FD, LOG_FD,
+    FOLLOWER_ARGV0, FOLLOWER_COPY_FD, FOLLOWER_DETACHED_FD, FOLLOWER_IDS_FD, FOLLOWER_NAMESPACE_FD,
+    FOLLOWER_SHARE_FD, LOG_FD,
 };
 
 /// The running process, and what the broker watches with it.
@@ -28,8 +29,8 @@ pub struct Follower {
     pub process: Child,
     /// Our end of its log pipe; does not block.
     pub log_pipe: OwnedFd,
-    /// The list of the worker's mounts: POLLPRI tells that it has changed. It is not read.
-    pub mounts: OwnedFd,
+    /// Something to read here tells that mounts were detached; does not block.
+    pub detached: OwnedFd,
 }
 
 /// Starts it if it is asked for; `worker` waits for its first message or has got it.
@@ -110,14 +111,14 @@ fn spawn(config: &Config, share: &Share, view: &View, worker: &Child) -> Result<
     let prepare = |what| move |errno: Errno| BrokerError::PrepareFollower { what, source: errno.into() };
     let exe = open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(BrokerError::OwnExecutable)?;
-    let (log_pipe, log_end) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(prepare("the log pipe"))?;
-    let of_worker = |name| {
-        let path = format!("/proc/{}/{name}", worker.pid());
-        open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-    };
-    let namespace = of_worker("ns/mnt").map_err(prepare("the worker's mount namespace"))?;
-    let mounts = of_worker("mountinfo").map_err(prepare("the worker's list of mounts"))?;
+    let pipe = |what| nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(prepare(what));
+    let (log_pipe, log_end) = pipe("the log pipe")?;
+    let (detached, detached_end) = pipe("a pipe")?;
+    // Not more of the worker's files in /proc: an open list of its mounts, for one, would keep all file systems of the
+    // host in use, since it holds on to the root that the worker has now and is about to leave.
+    let path = format!("/proc/{}/ns/mnt", worker.pid());
+    let namespace = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(prepare("the worker's mount namespace"))?;
     let ids = match view.mount {
         ShareMount::Idmapped => Some(worker.user_namespace()?),
         ShareMount::Detached | ShareMount::Host => None,
@@ -128,6 +129,7 @@ fn spawn(config: &Config, share: &Share, view: &View, worker: &Child) -> Result<
         (share.fd.as_fd(), FOLLOWER_SHARE_FD),
         (view.share.as_fd(), FOLLOWER_COPY_FD),
         (namespace.as_fd(), FOLLOWER_NAMESPACE_FD),
+        (detached_end.as_fd(), FOLLOWER_DETACHED_FD),
     ];
     fds.extend(ids.as_ref().map(|ids| (ids.as_fd(), FOLLOWER_IDS_FD)));
     let request = |namespaces| Spawn {
@@ -140,7 +142,7 @@ fn spawn(config: &Config, share: &Share, view: &View, worker: &Child) -> Result<
     };
     let process = spawn_with_most(request).map_err(BrokerError::SpawnFollower)?;
     log::debug!("the guest will see what is mounted below the shared directory later");
-    Ok(Follower { process, log_pipe, mounts })
+    Ok(Follower { process, log_pipe, detached })
 }
 
 fn instructions(config: &Config) -> Result<CString, BrokerError> {

@@ -54,6 +54,27 @@ fn an_unmounted_file_system_is_free_once_the_guest_has_forgotten_it() {
     });
 }
 
+/// What the kernel holds on to by the copy of the host's tree in which the worker began: see docs/submounts.md.
+#[test]
+fn what_was_mounted_at_the_start_is_in_use_until_the_end() {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        let _mounts = MountsBelow(share.path());
+        let (disk, place) = (Disk::new(), share.join("early"));
+        fs::create_dir(&place).unwrap();
+        mount(Some(disk.device()), &place, Some("ext4"), MsFlags::empty(), None::<&str>).unwrap();
+        share.write("early/file", "");
+        let mut session = Session::start(command(&share).args(ALWAYS), DeviceConfig::default());
+        let client = session.client();
+        assert!(exists(client, "early/file"));
+        umount(&place).unwrap();
+        goes(client, "early/file");
+        assert!(!disk.is_free());
+        assert!(session.finish().0.success());
+        eventually("the device is free", || disk.is_free());
+    });
+}
+
 #[test]
 fn what_cannot_have_the_guest_s_ids_stays_hidden() {
     let stderr = following(&[], |share, session| {

@@ -196,7 +196,7 @@ fn it_has_what_it_needs_and_nothing_else() {
             };
             kind.to_owned()
         };
-        let expected = "copy copy list log namespace namespace namespace null null proc proc share";
+        let expected = "copy copy list log log namespace namespace namespace null null proc proc share";
         eventually(expected, || {
             let mut kinds: Vec<String> = open_fds(pid).iter().map(kind).collect();
             kinds.sort();
