@@ -85,12 +85,7 @@ impl fmt::Display for NofileWarning {
 ///
 /// [`RlimitError::NrOpen`], [`RlimitError::NrOpenNumber`].
 pub fn default_nofile() -> Result<u64, RlimitError> {
-    let text = match fs::read_to_string("/proc/sys/fs/nr_open") {
-        Ok(text) => text,
-        // A procfs of processes only, as a unit with ProcSubset=pid has. What is too much is refused later.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(DEFAULT_NOFILE),
-        Err(error) => return Err(RlimitError::NrOpen(error)),
-    };
+    let text = fs::read_to_string("/proc/sys/fs/nr_open").map_err(RlimitError::NrOpen)?;
     let number: u64 = text.trim_end().parse().map_err(|_| RlimitError::NrOpenNumber(text))?;
     Ok(number.min(DEFAULT_NOFILE))
 }

@@ -49,12 +49,21 @@ pub fn start(
         FollowMounts::Auto => false,
         FollowMounts::Always => true,
     };
-    if let Some(reason) = obstacle(config, share, view, own) {
-        log::debug!("mounts of the host are not followed: {reason}");
-        return if always { Err(BrokerError::FollowImpossible(reason)) } else { Ok(None) };
+    let obstacle = obstacle(config, share, view, own);
+    if let Some(reason) = obstacle.filter(|_| always) {
+        return Err(BrokerError::FollowImpossible(reason));
     }
     if !always && !mountinfo::propagates(share.fd.as_fd()).unwrap_or(false) {
         return Ok(None);
+    }
+    match obstacle {
+        None => {}
+        // The others are what was asked for.
+        Some(CHROOT) => {
+            log::info!("what the host mounts below the shared directory from now on is not shown: {CHROOT}");
+            return Ok(None);
+        }
+        Some(_) => return Ok(None),
     }
     match spawn(config, share, view, worker) {
         Ok(follower) => Ok(Some(follower)),
@@ -65,6 +74,9 @@ pub fn start(
         }
     }
 }
+
+/// What a privileged daemon may lack.
+const CHROOT: &str = "it takes CAP_SYS_CHROOT, to enter the worker's mount namespace";
 
 /// Why there can't be one.
 fn obstacle(config: &Config, share: &Share, view: &View, own: CapabilitySet) -> Option<&'static str> {
@@ -78,7 +90,7 @@ fn obstacle(config: &Config, share: &Share, view: &View, own: CapabilitySet) -> 
         return Some("it takes CAP_SYS_ADMIN, which an ordinary user's daemon does not have");
     }
     if !own.contains(Capability::CAP_SYS_CHROOT) {
-        return Some("it takes CAP_SYS_CHROOT, to enter the worker's mount namespace");
+        return Some(CHROOT);
     }
     None
 }
