@@ -148,6 +148,28 @@ fn an_ordinary_user_has_none() {
     });
 }
 
+/// As in the systemd unit without its drop-in: the log says what is missing, and that is all.
+#[test]
+fn without_the_capability_to_enter_there_is_none() {
+    bounded(LIMIT, || {
+        let shared = Mounted::new(MsFlags::MS_SHARED);
+        let ours = tests::peers::Implementation::Ours;
+        let without = || {
+            tests::daemon::DaemonCommand::new("setpriv")
+                .args(["--bounding-set=-sys_chroot", "--"])
+                .args([ours.binary()])
+                .args(ours.share_arguments(shared.path()))
+        };
+        let session = Session::start(without(), DeviceConfig::default());
+        session.daemon.wait_for_stderr("is not shown: it takes CAP_SYS_CHROOT", 1);
+        assert!(session.daemon.started_as(NAME).is_empty());
+        assert!(session.finish().0.success());
+        let mut daemon = without().args(["--follow-mounts=always"]).start();
+        assert_eq!(daemon.wait(PATIENCE).code(), Some(1));
+        assert!(daemon.stderr().contains("CAP_SYS_CHROOT"), "{}", daemon.stderr());
+    });
+}
+
 #[test]
 fn it_has_what_it_needs_and_nothing_else() {
     bounded(LIMIT, || {
