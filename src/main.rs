@@ -1,4 +1,4 @@
-//! Chooses the role (broker, worker, exporter, or who asks the exporter) and is the only place where the process ends.
+//! Chooses the role (broker, worker, exporter, follower, or who asks the exporter) and is the only place where the process ends.
 //!
 //! The C library calls [`main`] itself, without the standard library's preparations: to be able to say that a stack
 //! overflowed, those read `/proc/self/maps` and give each thread a stack for signals, which takes a twentieth of a start.
@@ -17,7 +17,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::Mode;
 use virtiofsd::config::Environment;
 use virtiofsd::config::cli::{self, Action};
-use virtiofsd::{broker, exporter, protocol, stat, worker};
+use virtiofsd::{broker, exporter, follower, protocol, stat, worker};
 
 /// Exit status when all is well.
 const SUCCESS: u8 = 0;
@@ -60,6 +60,8 @@ fn role() -> u8 {
         run_worker()
     } else if is(protocol::EXPORTER_ARGV0) {
         run_exporter()
+    } else if is(protocol::FOLLOWER_ARGV0) {
+        run_follower()
     } else if std::env::args_os().nth(1).is_some_and(|word| word == "stat") {
         run_stat()
     } else {
@@ -112,6 +114,30 @@ fn run_exporter() -> u8 {
     };
     let instructions = std::env::args().nth(1).unwrap_or_default();
     match exporter::run(&instructions, listener, memory) {
+        Ok(()) => SUCCESS,
+        Err(_) => FAILURE,
+    }
+}
+
+/// Its errors go to its log, which is the broker's to show.
+fn run_follower() -> u8 {
+    // SAFETY: the broker starts the follower with these at these numbers, and the last one only with mapped ids; nothing
+    // else has used them yet. If one is not open, or another, the follower ends at the first call on it.
+    let (pipe, fds) = unsafe {
+        let own = |number| OwnedFd::from_raw_fd(number);
+        let ids = BorrowedFd::borrow_raw(protocol::FOLLOWER_IDS_FD);
+        let mapped = fcntl(ids, FcntlArg::F_GETFD).is_ok();
+        let fds = follower::Fds {
+            share: own(protocol::FOLLOWER_SHARE_FD),
+            copy: own(protocol::FOLLOWER_COPY_FD),
+            namespace: own(protocol::FOLLOWER_NAMESPACE_FD),
+            detached: own(protocol::FOLLOWER_DETACHED_FD),
+            ids: mapped.then(|| own(protocol::FOLLOWER_IDS_FD)),
+        };
+        (BorrowedFd::borrow_raw(protocol::LOG_FD), fds)
+    };
+    let instructions = std::env::args().nth(1).unwrap_or_default();
+    match follower::start(&instructions, pipe, fds) {
         Ok(()) => SUCCESS,
         Err(_) => FAILURE,
     }

@@ -66,6 +66,6 @@ cargo test --locked -p tests --test packaging
 
 say "fuzzing"
 tests/fuzz/run.sh "${FUZZ_SECONDS:-60}" decode chain
-tests/fuzz/run.sh "$((${FUZZ_SECONDS:-60} / 3))" broker_request migration_stream vhost_user xattrmap
+tests/fuzz/run.sh "$((${FUZZ_SECONDS:-60} / 3))" broker_request migration_stream mounts vhost_user xattrmap
 
 say "all checks passed"

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 pub const ARCHITECTURES: [&str; 3] = ["x86_64", "aarch64", "riscv64"];
 
 /// The policies that each architecture has; also the names of their files.
-pub const POLICIES: [&str; 3] = ["worker", "broker", "exporter"];
+pub const POLICIES: [&str; 4] = ["worker", "broker", "exporter", "follower"];
 
 /// Error of reading or compiling a policy; the text names file and rule.
 #[derive(Debug)]

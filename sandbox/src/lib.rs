@@ -3,8 +3,10 @@
 pub mod capabilities;
 pub mod credentials;
 pub mod fds;
+pub mod graft;
 pub mod id_maps;
 pub mod landlock;
+pub mod mountinfo;
 pub mod mounts;
 pub mod namespaces;
 pub mod network;

@@ -41,6 +41,8 @@ pub enum Policy {
     Broker,
     /// The process that shows counters.
     Exporter,
+    /// The process that shows the host's new mounts to the worker.
+    Follower,
 }
 
 impl Policy {
@@ -49,6 +51,7 @@ impl Policy {
             Self::Worker => &WORKER,
             Self::Broker => &BROKER,
             Self::Exporter => &EXPORTER,
+            Self::Follower => &FOLLOWER,
         }
     }
 
@@ -64,6 +67,7 @@ impl fmt::Display for Policy {
             Self::Worker => "worker",
             Self::Broker => "broker",
             Self::Exporter => "exporter",
+            Self::Follower => "follower",
         })
     }
 }

@@ -90,6 +90,110 @@ pub(crate) fn move_mount(mount: BorrowedFd<'_>, target: &CStr) -> Result<(), Err
     Errno::result(result).map(drop)
 }
 
+/// move_mount(2): attaches the detached mount on top of what `target` is.
+pub(crate) fn move_mount_onto(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: both paths are static C strings; the call only reads them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// openat2(2): an `O_PATH` descriptor of `path`, which is resolved below `dir` without following any link.
+pub(crate) fn open_path_beneath(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
+    // SAFETY: all-zero bytes are a valid open_how: integers only.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    // Without O_NOFOLLOW, with which a link would be opened as itself.
+    how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS;
+    // SAFETY: the path is NUL-terminated, and `how` is a live open_how whose true size is passed; both outlive the call.
+    new_fd(unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    })
+}
+
+/// statx(2) with this mask of the file that `fd` is, asking no server. A field that the kernel can't fill in is ENOSYS.
+pub(crate) fn statx_fd(fd: BorrowedFd<'_>, mask: c_uint) -> Result<libc::statx, Errno> {
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: all-zero bytes are a valid statx: integers only.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a static C string, `stat` outlives the call.
+    Errno::result(unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, mask, &raw mut stat) })?;
+    if stat.stx_mask & mask == mask { Ok(stat) } else { Err(Errno::ENOSYS) }
+}
+
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8).
+pub(crate) const STATX_MNT_ID_UNIQUE: c_uint = 0x4000;
+
+/// `struct mnt_id_req` of linux/mount.h, its first version.
+#[repr(C)]
+struct MountIdRequest {
+    size: u32,
+    spare: u32,
+    mount: u64,
+    param: u64,
+}
+
+/// `struct statmount` of linux/mount.h up to where a mount gets its mounts from, and room for what comes behind.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawMountStat {
+    before: [u64; 8],
+    attributes: u64,
+    propagation: u64,
+    peer_group: u64,
+    master: u64,
+    behind: [u64; 52],
+}
+
+/// What statmount(2) says of a mount.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MountStat {
+    /// The group of mounts that it shares mounts with; 0 for none.
+    pub peer_group: u64,
+    /// The group that it gets mounts from; 0 for none.
+    pub master: u64,
+}
+
+/// statmount(2) (Linux 6.8) of the mount with this unique id.
+pub(crate) fn statmount(mount: u64) -> Result<MountStat, Errno> {
+    /// The same number on every architecture.
+    const SYS_STATMOUNT: c_long = 457;
+    /// `STATMOUNT_MNT_BASIC`
+    const BASIC: u64 = 2;
+    let request = MountIdRequest { size: size_of::<MountIdRequest>() as u32, spare: 0, mount, param: BASIC };
+    let mut stat = RawMountStat {
+        before: [0; 8],
+        attributes: 0,
+        propagation: 0,
+        peer_group: 0,
+        master: 0,
+        behind: [0; 52],
+    };
+    let size = size_of::<RawMountStat>();
+    // SAFETY: both structures are live, of the layout of linux/mount.h, with their true sizes.
+    let result = unsafe { libc::syscall(SYS_STATMOUNT, &raw const request, &raw mut stat, size, 0) };
+    Errno::result(result)?;
+    // size and mnt_opts, then the mask.
+    match stat.before.get(1) {
+        Some(mask) if mask & BASIC != 0 => Ok(MountStat { peer_group: stat.peer_group, master: stat.master }),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
 /// close_range(2).
 ///
 /// # Safety

@@ -102,6 +102,20 @@ pub enum BrokerError {
         /// "shifted", "subids".
         mode: &'static str,
     },
+    /// `--follow-mounts=always` where that can't be.
+    #[error("--follow-mounts=always is not possible here: {0}. Use auto or never")]
+    FollowImpossible(&'static str),
+    /// Something for the process that follows mounts.
+    #[error("cannot open or make {what} for the process that follows mounts: {source}")]
+    PrepareFollower {
+        /// "the log pipe".
+        what: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The process that follows mounts.
+    #[error("cannot start the process that follows mounts: {0}")]
+    SpawnFollower(SpawnError),
     /// `--inode-file-handles=mandatory` where that can't be.
     #[error("--inode-file-handles=mandatory, but file handles cannot be used here: {0}. Use prefer or never")]
     HandlesMandatory(String),

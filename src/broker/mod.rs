@@ -1,7 +1,8 @@
 //! TRUSTED: holds the host's privileges for one device, and never sees a byte of guest memory or a FUSE message.
 //!
 //! Its life, in order:
-//! 1. `launch`: socket, share, limits, the worker process with its namespaces, ids and mounts;
+//! 1. `launch`: socket, share, limits, the worker process with its namespaces, ids and mounts; the processes that show
+//!    metrics and new mounts, where they are asked for;
 //! 2. `confine`: gives up what no enabled request needs;
 //! 3. `serve`: one loop for requests (`requests`, one file each), log lines (`log`), signals, the end;
 //! 4. `reap`: what the worker's end means; socket and lock file are removed.
@@ -172,7 +173,6 @@ fn prepare(
     let offer = Offer::of(config, &share, &worker.view, own)?;
     let Worker { process, mut channel, log_pipe, view, ids, host_ids, .. } = worker;
     let start = start_message(config, &share, view.mount, ids, &offer);
-    drop(share);
 
     let fds = [view.share.as_fd(), socket.as_fd(), view.fd_directory.as_fd(), metrics.fd.as_fd()];
     channel.send(&start, &fds).map_err(BrokerError::Start)?;
@@ -190,6 +190,8 @@ fn prepare(
         }
         None => None,
     };
+    let follower = launch::follower::start(config, &share, &view, &process, own)?;
+    drop((share, view));
     // The worker confines itself at the same time. Nothing that it says is read before the broker is confined.
     let privileges = confine::confine(offer.services, own, files, config.confinement.seccomp)?;
     let server = Server {
@@ -204,7 +206,8 @@ fn prepare(
     };
     Ok(Device::new(server, process, channel, log_pipe, signals)
         .supervised_by(supervisor)
-        .with_exporter(exporter))
+        .with_exporter(exporter)
+        .with_follower(follower))
 }
 
 fn start_message(

@@ -1,13 +1,18 @@
 //! The mounts of the share: on which of them an fd of the worker is, and an fd to open handles on each.
 //!
-//! The share is a detached tree of mounts that only this device has, so an fd on one of them was opened through
+//! The share is a tree of mounts that only this device has, so an fd on one of them was opened through
 //! the share, whoever passed it. The broker knows the tree's root from the start. It learns another mount when it
 //! is shown that mount's root directory and `..` from there leads to a mount that it knows: mounts whose parent is
 //! in the tree are in the tree. (A worker shows a mount's root when it first looks it up; before that, and for
 //! mounts on single files, it keeps fds instead of sealed handles.)
 //!
-//! Invariant: an fd is kept on each mount of the table, so none of their ids is used again for another mount.
+//! A mount that was detached from the tree leaves the table ([`MountTable::drop_detached`]), so that its file system is
+//! not kept in use. What was sealed on it is then gone.
+//!
+//! Invariants: an fd is kept on each mount of the table, so none of their ids is used again for another mount. An
+//! index is never used again, so what was sealed on one mount is never opened on another.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -27,13 +32,15 @@ struct Mount {
 
 /// The mounts of one share; a sealed handle has the index.
 pub struct MountTable {
-    mounts: Vec<Mount>,
+    mounts: BTreeMap<u32, Mount>,
+    /// The next index.
+    next: u32,
 }
 
 impl MountTable {
     /// A table of no mount, which knows no fd.
     pub fn empty() -> Self {
-        Self { mounts: Vec::new() }
+        Self { mounts: BTreeMap::new(), next: 0 }
     }
 
     /// A table of the one mount whose root directory is `share`.
@@ -48,8 +55,12 @@ impl MountTable {
 
     /// The fd of the mount with this index.
     pub fn get(&self, index: u32) -> Option<BorrowedFd<'_>> {
-        let mount = self.mounts.get(usize::try_from(index).ok()?)?;
-        Some(mount.directory.as_fd())
+        self.mounts.get(&index).map(|mount| mount.directory.as_fd())
+    }
+
+    /// Whether there was a mount with this index, which is no more.
+    pub fn has_gone(&self, index: u32) -> bool {
+        index < self.next && !self.mounts.contains_key(&index)
     }
 
     /// The index of mount `id`, which `fd` is on. Learns the mount if `fd` shows that it belongs to the share.
@@ -72,8 +83,13 @@ impl MountTable {
         self.index_of(id, fd).map(drop)
     }
 
+    /// Forgets the mounts that are attached to no other any more. The share's own, the first, counts as attached.
+    pub fn drop_detached(&mut self) {
+        self.mounts.retain(|index, mount| *index == 0 || parent_of(mount.directory.as_fd()) != Ok(mount.id));
+    }
+
     fn find(&self, id: MountId) -> Option<u32> {
-        u32::try_from(self.mounts.iter().position(|mount| mount.id == id)?).ok()
+        self.mounts.iter().find(|(_, mount)| mount.id == id).map(|(index, _)| *index)
     }
 
     fn learn(&mut self, id: MountId, fd: BorrowedFd<'_>) -> Result<u32, Errno> {
@@ -81,9 +97,7 @@ impl MountTable {
         if stat.mount != id || !stat.is_mount_root || !stat.is_directory {
             return Err(Errno::EXDEV);
         }
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let parent = openat(fd, c"..", flags, Mode::empty())?;
-        self.find(sys::stat_fd(parent.as_fd())?.mount).ok_or(Errno::EXDEV)?;
+        self.find(parent_of(fd)?).ok_or(Errno::EXDEV)?;
         self.add(fd, id)
     }
 
@@ -97,8 +111,16 @@ impl MountTable {
         if sys::stat_fd(directory.as_fd())?.mount != id {
             return Err(Errno::EXDEV);
         }
-        let index = u32::try_from(self.mounts.len()).map_err(|_| Errno::ENOSPC)?;
-        self.mounts.push(Mount { id, directory });
+        let index = self.next;
+        self.next = index.checked_add(1).ok_or(Errno::ENOSPC)?;
+        self.mounts.insert(index, Mount { id, directory });
         Ok(index)
     }
+}
+
+/// The mount that the one whose root is `root` is attached to; itself if it is attached nowhere.
+fn parent_of(root: BorrowedFd<'_>) -> Result<MountId, Errno> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let parent = openat(root, c"..", flags, Mode::empty())?;
+    Ok(sys::stat_fd(parent.as_fd())?.mount)
 }

@@ -15,7 +15,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sandbox::process::{Child, Exit};
 
 use super::BrokerError;
-use super::log::{Forwarder, LineLimit, write_worker_line};
+use super::launch::follower::Follower;
+use super::log::{Forwarder, LineLimit, write_follower_line, write_worker_line};
 use super::reap::{self, Outcome};
 use super::requests::{Answer, Server};
 use super::supervisor::{State, Supervisor};
@@ -27,6 +28,9 @@ const EXIT_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a killed worker may take to end: a system call on a dead network file system can hold it up for ever.
 const KILL_GRACE: Duration = Duration::from_secs(10);
+
+/// How long the killed follower may take to end, in milliseconds.
+const FOLLOWER_GRACE: u16 = 1000;
 
 /// Most bytes of log read in one round.
 const LOG_CHUNK: usize = 16 * 1024;
@@ -61,6 +65,9 @@ pub struct Device {
     ending: Option<Ending>,
     supervisor: Supervisor,
     exporter: Option<Child>,
+    follower: Option<Follower>,
+    /// What the follower says.
+    follower_log: Forwarder,
 }
 
 /// The worker is about to end.
@@ -80,6 +87,9 @@ struct Ready {
     log: bool,
     exit: bool,
     exporter_exit: bool,
+    follower_exit: bool,
+    follower_log: bool,
+    detached: bool,
 }
 
 impl Device {
@@ -104,6 +114,8 @@ impl Device {
             ending: None,
             supervisor,
             exporter: None,
+            follower: None,
+            follower_log: Forwarder::new(LineLimit::for_level(log::max_level()), Instant::now()),
         }
     }
 
@@ -117,6 +129,11 @@ impl Device {
         Self { exporter, ..self }
     }
 
+    /// Watches over the process that follows mounts, too.
+    pub fn with_follower(self, follower: Option<Follower>) -> Self {
+        Self { follower, ..self }
+    }
+
     /// Serves until the worker has ended.
     ///
     /// # Errors
@@ -124,6 +141,7 @@ impl Device {
     pub fn serve(&mut self) -> Result<Outcome, BrokerError> {
         let outcome = self.serve_to_the_end();
         self.supervisor.tell(State::Stopping);
+        self.end_follower();
         outcome
     }
 
@@ -145,6 +163,15 @@ impl Device {
             if ready.exporter_exit {
                 self.on_exporter_exit()?;
             }
+            if ready.detached {
+                self.on_detached();
+            }
+            if ready.follower_log {
+                self.on_follower_log();
+            }
+            if ready.follower_exit {
+                self.on_follower_exit()?;
+            }
             if ready.exit
                 && let Some(worker) = &mut self.worker
                 && let Some(exit) = worker.try_wait()?
@@ -162,7 +189,11 @@ impl Device {
         let log = self.log_pipe.as_ref().map(AsFd::as_fd);
         let (signals, pidfd) = (Some(self.signals.as_fd()), self.worker.as_ref().map(Child::pidfd));
         let exporter = self.exporter.as_ref().map(Child::pidfd);
-        let sources = [signals, channel, log, pidfd, exporter];
+        let follower = self.follower.as_ref();
+        let follower_log = follower.map(|follower| follower.log_pipe.as_fd());
+        let follower_exit = follower.map(|follower| follower.process.pidfd());
+        let detached = follower.map(|follower| follower.detached.as_fd());
+        let sources = [signals, channel, log, pidfd, exporter, follower_log, follower_exit, detached];
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         match poll(&mut fds, self.timeout()) {
@@ -173,8 +204,9 @@ impl Device {
         // An error or a hang-up counts as ready: reading tells more.
         let mut events = fds.iter().map(|fd| fd.any().unwrap_or(true));
         let mut of = |source: &Option<_>| source.is_some() && events.next().unwrap_or(false);
-        let [signal, channel, log, exit, exporter_exit] = sources.each_ref().map(&mut of);
-        Ok(Ready { signal, channel, log, exit, exporter_exit })
+        let [signal, channel, log, exit, exporter_exit, follower_log, follower_exit, detached] =
+            sources.each_ref().map(&mut of);
+        Ok(Ready { signal, channel, log, exit, exporter_exit, follower_exit, follower_log, detached })
     }
 
     fn timeout(&self) -> PollTimeout {
@@ -208,6 +240,51 @@ impl Device {
             self.exporter = None;
         }
         Ok(())
+    }
+
+    /// The device goes on with the mounts that there are.
+    fn on_follower_exit(&mut self) -> Result<(), BrokerError> {
+        if let Some(follower) = &mut self.follower
+            && let Some(exit) = follower.process.try_wait()?
+        {
+            self.on_follower_log();
+            self.follower_log.finish(&mut write_follower_line);
+            log::error!(
+                "the process that follows mounts {exit}: new mounts are no longer shown to the guest, and what is \
+                 unmounted stays, until the next start"
+            );
+            self.follower = None;
+        }
+        Ok(())
+    }
+
+    /// What the guest can't reach any more is not to be kept in use here.
+    fn on_detached(&mut self) {
+        let Some(follower) = &self.follower else { return };
+        // How many does not matter.
+        let _ = nix::unistd::read(&follower.detached, &mut [0; LOG_CHUNK]);
+        self.server.mounts.drop_detached();
+    }
+
+    fn on_follower_log(&mut self) {
+        let Some(follower) = &self.follower else { return };
+        let mut chunk = [0; LOG_CHUNK];
+        // At its end the pipe is empty, and the process has ended: that is told elsewhere.
+        if let Ok(len) = nix::unistd::read(&follower.log_pipe, &mut chunk) {
+            let bytes = chunk.get(..len).unwrap_or_default();
+            self.follower_log.feed(bytes, Instant::now(), &mut write_follower_line);
+        }
+    }
+
+    /// It may be held up by a file system that does not answer: then it is left to whoever reaps our children.
+    fn end_follower(&mut self) {
+        let Some(mut follower) = self.follower.take() else { return };
+        let killed = follower.process.kill();
+        let mut fds = [PollFd::new(follower.process.pidfd(), PollFlags::POLLIN)];
+        let ended = killed.is_ok() && poll(&mut fds, FOLLOWER_GRACE).is_ok_and(|ready| ready > 0);
+        if !ended || !matches!(follower.process.try_wait(), Ok(Some(_))) {
+            Box::leak(Box::new(follower));
+        }
     }
 
     fn on_channel(&mut self) -> Result<(), BrokerError> {

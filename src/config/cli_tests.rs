@@ -59,6 +59,7 @@ fn defaults() {
             privileged: PrivilegedRequests::default(),
             worker_caps: BTreeSet::from(WorkerCapability::DEFAULT),
         },
+        follow_mounts: FollowMounts::Auto,
         metrics: None,
         log: LogConfig { level: log::LevelFilter::Info, syslog: false },
         rlimit_nofile: None,
@@ -163,6 +164,8 @@ fn every_switch_reaches_its_field() {
     assert_eq!(config("--rlimit-nofile 4096").rlimit_nofile, Some(4096));
     assert_eq!(config("--landlock=full").confinement.landlock, LandlockMode::Full);
     assert_eq!(config("--landlock=off").confinement.landlock, LandlockMode::Off);
+    assert_eq!(config("--follow-mounts=always").follow_mounts, FollowMounts::Always);
+    assert_eq!(config("--follow-mounts=never --sandbox=none").follow_mounts, FollowMounts::Never);
     assert_eq!(config("--worker-ids=identity").confinement.worker_ids, WorkerIds::Identity);
 }
 
@@ -352,6 +355,7 @@ fn ids() {
     assert!(matches!(refused_in(&user, "--uid-map=:0:1:1: --uid-map=:0:2:1:"), CliError::IdMap { .. }));
     assert!(matches!(refused_in(&user, "--uid-map=:0:1:1: --worker-ids=auto"), CliError::Usage(_)));
     assert_eq!(refused("--worker-ids=shifted --sandbox=none").exit_status(), 1);
+    assert_eq!(refused("--follow-mounts=always --sandbox=none"), CliError::FollowNeedsNamespace);
 
     let fs =
         config("--translate-uid=map:0:1000:1 --translate-uid host:5:6:7 --translate-gid=forbid-guest:0:1")
@@ -415,6 +419,7 @@ fn exit_status_2_for_wrong_words() {
         "--num-request-queues=65",
         "--poll-us=1000001",
         "--landlock=on",
+        "--follow-mounts=on",
         "--worker-ids=shifted:1:0",
         "-x",
         "-o",
@@ -515,9 +520,9 @@ fn configured(text: &str, line: &str) -> Config {
 #[test]
 fn a_file_says_what_a_command_line_would() {
     let text = "shared-dir = '/share'\nfd = 3\ncache = 'always'\nxattr = true\nposix-acl = 'auto'\n\
-                worker-ids = 'shifted:100000:65536'\npoll-us = 50\nannounce-submounts = false\n\
+                worker-ids = 'shifted:100000:65536'\nfollow-mounts = 'never'\npoll-us = 50\nannounce-submounts = false\n\
                 modcaps = '+mknod'\n";
-    let line = "--cache=always --xattr --posix-acl=auto --worker-ids=shifted:100000:65536 --poll-us=50 \
+    let line = "--cache=always --xattr --posix-acl=auto --worker-ids=shifted:100000:65536 --follow-mounts=never --poll-us=50 \
                 --no-announce-submounts --modcaps=+mknod";
     assert_eq!(configured(text, ""), config(line));
 }

@@ -83,6 +83,9 @@ pub enum CliError {
         /// The option.
         option: &'static str,
     },
+    /// `--follow-mounts=always` without a mount namespace of the worker's.
+    #[error("--follow-mounts=always needs the mount namespace of --sandbox=namespace")]
+    FollowNeedsNamespace,
     /// `--translate-uid` or `--translate-gid`: the rules together.
     #[error("{option}: {problem}")]
     Translation {
@@ -134,6 +137,7 @@ impl CliError {
             | Self::IdMap { .. }
             | Self::IdMapAsRoot { .. }
             | Self::NeedsNamespace { .. }
+            | Self::FollowNeedsNamespace
             | Self::Translation { .. }
             | Self::AclWithTranslation { .. }
             | Self::NotWithFileHandles { .. } => 1,

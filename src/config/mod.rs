@@ -58,6 +58,8 @@ pub struct Config {
     pub socket: SocketSource,
     /// How much of the host is taken away from the worker.
     pub confinement: Confinement,
+    /// Whether the guest sees what is mounted below the share later.
+    pub follow_mounts: FollowMounts,
     /// Where metrics are shown, if anywhere.
     pub metrics: Option<SocketSource>,
     /// Where log lines go.
@@ -116,6 +118,17 @@ pub enum LandlockMode {
     Free,
     /// Also confine reads and writes to the share, at a small cost for each open
     Full,
+}
+
+/// `--follow-mounts`: whether what the host mounts and unmounts below the share while it is served is the guest's to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FollowMounts {
+    /// Where the mount that the share is on gets or shares mounts
+    Auto,
+    /// Everywhere; an error where that is not possible
+    Always,
+    /// What is mounted is what was mounted at the start
+    Never,
 }
 
 /// `--worker-ids`: how guest ids map to the host's.

@@ -63,6 +63,7 @@ const UPSTREAM: &[&str] = &[
 const OURS: &[&str] = &[
     "--check-config",
     "--config",
+    "--follow-mounts",
     "--ioctl",
     "--landlock",
     "--limit-bandwidth",

@@ -13,8 +13,8 @@ use log::LevelFilter;
 use super::rate_limit::{parse_bandwidth, parse_ops};
 use super::xattrmap::{ParseError, XattrMap};
 use super::{
-    CachePolicy, IdMapEntry, IdTranslation, InodeFileHandles, LandlockMode, LockKind, MigrationMode,
-    MigrationOnError, Negotiate, RateLimit, SandboxMode, SeccompMode, WorkerIds,
+    CachePolicy, FollowMounts, IdMapEntry, IdTranslation, InodeFileHandles, LandlockMode, LockKind,
+    MigrationMode, MigrationOnError, Negotiate, RateLimit, SandboxMode, SeccompMode, WorkerIds,
 };
 
 /// VIRTIO specification, 5.11.4: the tag field has 36 bytes.
@@ -113,6 +113,13 @@ pub(super) struct Options {
     /// Show everything as one file system
     #[arg(long, help_heading = "File system", overrides_with = "announce_submounts")]
     pub no_announce_submounts: bool,
+
+    /// Show the guest what the host mounts below the shared directory later, and take away what it unmounts
+    ///
+    /// auto: where the file system that the directory is on was mounted shared or slave, as systemd does, so that mounts
+    /// come and go there too. A process of its own does it.
+    #[arg(long, value_name = "WHEN", help_heading = "File system", value_enum, default_value = "auto")]
+    pub follow_mounts: FollowMounts,
 
     /// How the daemon keeps track of files that are not open
     #[arg(long, value_name = "MODE", help_heading = "File system")]

@@ -9,9 +9,9 @@ use super::id_translation::IdTranslator;
 use super::modcaps::Privileges;
 use super::options::{MAX_REQUEST_QUEUES, Options};
 use super::{
-    CachePolicy, Config, Confinement, DeviceConfig, Environment, FsConfig, IdMapEntry, IdTranslation, Limits,
-    LockKind, Locks, LogConfig, MigrationConfig, MigrationMode, Negotiate, SandboxMode, SocketSource,
-    Warning, WorkerConfig, WorkerIds, id_map, log_level,
+    CachePolicy, Config, Confinement, DeviceConfig, Environment, FollowMounts, FsConfig, IdMapEntry,
+    IdTranslation, Limits, LockKind, Locks, LogConfig, MigrationConfig, MigrationMode, Negotiate,
+    SandboxMode, SocketSource, Warning, WorkerConfig, WorkerIds, id_map, log_level,
 };
 
 /// Builds the configuration. `-o` has been applied.
@@ -24,7 +24,11 @@ pub(super) fn build(
         Some(modcaps) => Privileges::parse(modcaps, warnings)?,
         None => Privileges::default(),
     };
+    if options.follow_mounts == FollowMounts::Always && options.sandbox != SandboxMode::Namespace {
+        return Err(CliError::FollowNeedsNamespace);
+    }
     let config = Config {
+        follow_mounts: options.follow_mounts,
         shared_dir: shared_dir(&options)?,
         socket: socket(&options)?,
         metrics: metrics_socket(&options, environment)?,

@@ -53,5 +53,24 @@ pub const EXPORTER_SOCKET_FD: RawFd = 3;
 /// The exporter's fd of the memory with the counters, opened to read.
 pub const EXPORTER_MEMORY_FD: RawFd = 4;
 
+/// The follower's `argv[0]`; its one argument are its instructions. Its log pipe is at [`LOG_FD`]. As with the worker,
+/// it gives nothing to somebody who starts it by hand.
+pub const FOLLOWER_ARGV0: &CStr = c"virtiofsd-follower";
+
+/// The follower's fd of the host's shared directory.
+pub const FOLLOWER_SHARE_FD: RawFd = 3;
+
+/// The follower's fd of the worker's copy of it.
+pub const FOLLOWER_COPY_FD: RawFd = 4;
+
+/// The follower's fd of the worker's mount namespace.
+pub const FOLLOWER_NAMESPACE_FD: RawFd = 5;
+
+/// The follower's fd of the write end of a pipe: one byte for each mount that it has detached. It says nothing else.
+pub const FOLLOWER_DETACHED_FD: RawFd = 6;
+
+/// The follower's fd of the worker's user namespace, if ids are mapped on the copy.
+pub const FOLLOWER_IDS_FD: RawFd = 7;
+
 /// Most fds that one message can carry: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;

@@ -146,6 +146,21 @@ impl Daemon {
         descendants(self.pid())
     }
 
+    /// The pids of the processes that it started under this name (`argv[0]`).
+    pub fn started_as(&self, name: &str) -> Vec<i32> {
+        let named = |pid: &i32| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            words.split(|byte| *byte == 0).next() == Some(name.as_bytes())
+        };
+        self.descendants().into_iter().filter(named).collect()
+    }
+
+    /// The pid of the process that serves the guest: our daemon's worker, or another's innermost process.
+    pub fn worker(&self) -> i32 {
+        let worker = self.started_as("virtiofsd-worker").first().copied();
+        worker.or_else(|| self.descendants().last().copied()).expect("a process that serves")
+    }
+
     /// The path of its listening socket.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -6,7 +6,7 @@
 //!
 //! - [`bounded`] runs a test within a time limit and in a mount namespace of its own.
 //! - [`daemon`] starts and stops a daemon; [`peers`] knows where ours and the peers' binaries are.
-//! - [`share`] makes the directories that are served.
+//! - [`share`] makes the directories that are served, [`mounts`] file systems to mount in them.
 //! - [`frontend`] is the VMM and the guest's virtqueue driver, in this process.
 //! - [`fuse`] is a small FUSE client on top of it.
 //! - [`bridge`] connects the host kernel's FUSE client to the virtqueues, so that ordinary programs run
@@ -29,6 +29,7 @@ pub mod fuse;
 pub mod guest;
 #[cfg(target_arch = "x86_64")]
 pub mod inject;
+pub mod mounts;
 pub mod paths;
 pub mod peers;
 pub mod pjdfstest;

@@ -340,7 +340,13 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         base: GRAMMAR,
-        words: &["--num-request-queues=2", "--poll-us=10", "--landlock=full", "--worker-ids=identity"],
+        words: &[
+            "--num-request-queues=2",
+            "--poll-us=10",
+            "--landlock=full",
+            "--worker-ids=identity",
+            "--follow-mounts=never",
+        ],
         upstream: Refused(2),
         ours: Accepted,
         reason: "they are our own",

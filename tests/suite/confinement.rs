@@ -51,8 +51,10 @@ fn while_serving(options: &[&str], look: impl FnOnce(&Share, &mut Session, i32, 
         let made = client.create(ROOT, "made", libc::O_RDWR, 0o100_644).unwrap();
         client.write(made.entry.nodeid, made.open.fh, 0, b"data").unwrap();
         client.walk("dir/file").unwrap();
-        let (broker, worker) = (session.daemon.pid(), session.daemon.descendants());
-        let [worker] = worker[..] else { panic!("a broker has one child: {worker:?}") };
+        let (broker, children) = (session.daemon.pid(), session.daemon.descendants());
+        let worker = session.daemon.worker();
+        let known = [vec![worker], session.daemon.started_as("virtiofsd-follower")].concat();
+        assert_eq!(children, known, "a broker has one child, and where mounts are shared another one");
         // The broker confines itself at the same time as its worker, before it hears from it.
         session.daemon.wait_for_stderr("Client connected, servicing requests", 1);
         look(&share, &mut session, broker, worker);

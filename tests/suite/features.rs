@@ -2,6 +2,12 @@
 //! confinement, features that are negotiated, locks, ioctls, logging. All of it is about our daemon, whatever
 //! `VIRTIOFSD_TEST_DAEMON` says.
 
+#[path = "features/follow.rs"]
+mod follow;
+#[path = "features/follow_cases.rs"]
+mod follow_cases;
+#[path = "features/follower.rs"]
+mod follower;
 #[path = "features/ioctl.rs"]
 mod ioctl;
 #[path = "features/locks.rs"]

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount, umount};
 use tests::guest::{Builder, Daemon, Guest, GuestError, Kernel, Share, TempDir};
+use tests::mounts::{Disk, MountsBelow};
 
 type TestResult = Result<(), Box<dyn std::error::Error>>;
 
@@ -265,6 +267,38 @@ fn extended_attributes() -> TestResult {
         let f = "# file: f\nuser.colour=\"blue\"\n";
         let expected = format!("{f}user.size=\"large\"\n\n{f}\n# file: g\nuser.mine=\"1\"");
         assert_eq!(value, expected);
+        Ok(())
+    })
+}
+
+/// What the host mounts while the guest runs is a mount of its own there, once the guest has looked again. After it was
+/// unmounted, the guest lets go of it by itself.
+#[test]
+fn mounts_of_the_host_come_and_go() -> TestResult {
+    let served = Served::new(&["--follow-mounts=always"])?;
+    fs::create_dir(served.path("late"))?;
+    fs::write(served.path("late/covered"), "covered")?;
+    let (disk, place) = (Disk::new(), served.path("late"));
+    let share = served.path("");
+    let _mounts = MountsBelow(&share);
+    with_guest(Guest::builder(), served, |guest, served| {
+        let on = "/mnt/t/late";
+        let devices = format!("stat -c %d /mnt/t {on} | uniq | wc -l");
+        assert_eq!(guest.check(&format!("cat {on}/covered; {devices}"))?, "covered1");
+        mount(Some(disk.device()), &place, Some("ext4"), MsFlags::empty(), None::<&str>)?;
+        fs::write(served.path("late/file"), "late")?;
+        guest.check(&format!("until [ -e {on}/file ]; do usleep 10000; done"))?;
+        assert_eq!(guest.check(&format!("{devices}; grep -c ' {on} ' /proc/mounts"))?, "2\n1");
+        guest.check(&format!("cat {on}/file; echo more >{on}/made; chown 12:34 {on}/made"))?;
+        assert_eq!(fs::metadata(served.path("late/made"))?.uid(), 12);
+        umount(&place)?;
+        guest.check(&format!("until [ -e {on}/covered ]; do usleep 10000; done"))?;
+        assert_eq!(guest.check(&format!("{devices}; grep -c ' {on} ' /proc/mounts || :"))?, "1\n0");
+        let end = Instant::now() + DAEMON_EXIT;
+        while !disk.is_free() {
+            assert!(Instant::now() < end, "the guest still has something of it");
+            guest.check("true")?;
+        }
         Ok(())
     })
 }

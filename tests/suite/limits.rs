@@ -247,7 +247,7 @@ fn tenants_with_ranges_of_their_own_can_neither_see_nor_signal_each_other() {
         let (base_a, base_b) = (1_000_000, 2_000_000);
         let a = session(&share_a, &["--worker-ids=shifted:1000000:65536"]);
         let b = session(&share_b, &["--worker-ids=shifted:2000000:65536"]);
-        let worker = |session: &Session| session.daemon.descendants()[0];
+        let worker = |session: &Session| session.daemon.worker();
         let (worker_a, worker_b) = (worker(&a), worker(&b));
         for (pid, base) in [(worker_a, base_a), (worker_b, base_b)] {
             assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), base);

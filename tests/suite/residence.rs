@@ -45,7 +45,7 @@ fn finish(session: Session) {
 
 /// The process that holds the inodes: the last of the broker's descendants.
 fn worker(session: &Session) -> i32 {
-    *session.daemon.descendants().last().expect("the broker has a worker")
+    session.daemon.worker()
 }
 
 fn open_fds(session: &Session) -> usize {

@@ -117,7 +117,7 @@ fn keep_alives_come_in_time_until_the_worker_is_gone() {
         manager.socket.set_read_timeout(Some(PATIENCE)).unwrap();
         assert_eq!(manager.next(), "WATCHDOG=1");
         // The end of the worker is told at once, as the end of the service.
-        let worker = daemon.descendants()[0];
+        let worker = daemon.worker();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), Signal::SIGKILL).unwrap();
         assert!(manager.next_state().starts_with("STOPPING=1\n"));
         assert_eq!(daemon.wait(PATIENCE).code(), Some(1));

@@ -11,6 +11,7 @@
 mod capabilities;
 mod credentials;
 mod fds;
+mod graft;
 mod harness;
 mod id_maps;
 mod mounts;
@@ -22,12 +23,13 @@ use std::process::ExitCode;
 
 use harness::{Case, Role};
 
-const CASES: [&[Case]; 8] = [
+const CASES: [&[Case]; 9] = [
     fds::CASES,
     process::CASES,
     namespaces::CASES,
     id_maps::CASES,
     mounts::CASES,
+    graft::CASES,
     credentials::CASES,
     capabilities::CASES,
     rlimits::CASES,

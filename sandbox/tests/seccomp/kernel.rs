@@ -141,6 +141,11 @@ fn exporter_rules_hold_in_the_kernel() {
     check_policy(Policy::Exporter);
 }
 
+#[test]
+fn follower_rules_hold_in_the_kernel() {
+    check_policy(Policy::Follower);
+}
+
 /// What a worker does besides serving: threads that contend, channels, heaps that grow and shrink (where
 /// malloc opens a file by path), reallocation of large blocks, thread names.
 #[test]

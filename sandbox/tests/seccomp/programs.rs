@@ -267,6 +267,7 @@ fn the_library_has_the_tested_programs() {
         (seccomp::Policy::Worker, "worker"),
         (seccomp::Policy::Broker, "broker"),
         (seccomp::Policy::Exporter, "exporter"),
+        (seccomp::Policy::Follower, "follower"),
     ] {
         let prefix = format!("{}/{name}", std::env::consts::ARCH);
         let setups: Vec<_> = Setup::all().into_iter().filter(|s| s.name.starts_with(&prefix)).collect();

@@ -2,6 +2,7 @@
 //! once.
 
 pub mod exporter;
+pub mod follower;
 pub mod ids;
 pub mod lock_file;
 pub mod share;

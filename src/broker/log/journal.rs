@@ -73,6 +73,7 @@ impl Journal {
         let role = match origin {
             Origin::Broker => "broker",
             Origin::Worker => "worker",
+            Origin::Follower => "follower",
         };
         let mut entry = format!("MESSAGE={text}\nPRIORITY={}\nROLE={role}\n{}", severity(level), self.shared);
         if let Some(errno) = errno_in(text) {

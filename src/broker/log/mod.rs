@@ -62,10 +62,19 @@ fn open(config: LogConfig, subject: &Subject) -> std::io::Result<Output> {
 
 /// Writes a line of the worker, already escaped.
 pub fn write_worker_line(level: Level, text: &str) {
+    write_line(level, Origin::Worker, text);
+}
+
+/// Writes a line of the process that follows mounts, already escaped.
+pub fn write_follower_line(level: Level, text: &str) {
+    write_line(level, Origin::Follower, text);
+}
+
+fn write_line(level: Level, origin: Origin, text: &str) {
     if level <= log::max_level()
         && let Some(output) = LOGGER.output.get()
     {
-        output.write(level, Origin::Worker, text);
+        output.write(level, origin, text);
     }
 }
 

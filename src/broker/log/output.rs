@@ -33,6 +33,8 @@ pub enum Origin {
     Broker,
     /// The confined one.
     Worker,
+    /// The one that follows mounts.
+    Follower,
 }
 
 /// An open destination.
@@ -159,6 +161,7 @@ fn origin_prefix(origin: Origin) -> &'static str {
     match origin {
         Origin::Broker => "",
         Origin::Worker => "worker: ",
+        Origin::Follower => "mounts: ",
     }
 }
 

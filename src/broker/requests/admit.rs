@@ -9,6 +9,8 @@
 //! The kernel may also forget where a file lies that nobody uses. Then it refuses one that is in the share; the
 //! worker finds such files by walking through the share, which needs no trust.
 
+use nix::errno::Errno;
+
 use super::{Answer, Server, open_each};
 use crate::broker::sys;
 use crate::protocol::bounded::List;
@@ -18,9 +20,13 @@ use crate::protocol::{ToWorker, Violation};
 
 /// Opens each handle, or ends a worker that made the mount number up.
 pub(super) fn admit(server: &Server, admit: &Admit) -> Result<Answer, Violation> {
-    let mount = server.mounts.get(admit.mount).ok_or(Violation::UnknownMount)?;
+    let mount = server.mounts.get(admit.mount);
+    if mount.is_none() && !server.mounts.has_gone(admit.mount) {
+        return Err(Violation::UnknownMount);
+    }
     let handles = admit.handles.as_slice();
-    let (results, fds) = open_each(handles.iter().map(|handle| sys::open_foreign_handle(mount, handle)));
+    let open = |handle| sys::open_foreign_handle(mount.ok_or(Errno::ESTALE)?, handle);
+    let (results, fds) = open_each(handles.iter().map(open));
     let results =
         List::new(results).map_err(|_| Violation::FdCount { kind: Kind::Admit, fds: handles.len() })?;
     Ok(Answer::Reply(ToWorker::Admitted(results), fds))

@@ -1,5 +1,5 @@
 //! Each rule of the system-call policies is there for a call that a real daemon makes: daemons serve under strace, and
-//! what worker and broker do once their filters are in force must cover the policies, rule by rule. A rule that
+//! what worker, broker and follower do once their filters are in force must cover the policies, rule by rule. A rule that
 //! nobody needs fails here. (That a policy allows what its rules say, and nothing else, is `sandbox/tests/seccomp`'s.)
 //!
 //! - `trace`: a daemon under strace, and its calls.
@@ -40,8 +40,14 @@ fn every_rule_of_the_default_policies_is_needed() {
     // A debugger's signals don't end the first process of a pid namespace.
     all.add(trace(&["--sandbox=chroot"], work::end_by_memory));
     all.add(trace(&[], work::end_by_signal));
+    all.add(trace(&["--follow-mounts=always"], work::mounts_of_the_host));
     assert_eq!(unmet("worker", None, &all.worker), [] as [&str; 0], "rules of the worker that nobody needs");
     assert_eq!(unmet("broker", None, &all.broker), [] as [&str; 0], "rules of the broker that nobody needs");
+    assert_eq!(
+        unmet("follower", None, &all.follower),
+        [] as [&str; 0],
+        "rules of the follower that nobody needs"
+    );
 }
 
 #[test]

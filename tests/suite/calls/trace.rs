@@ -13,6 +13,7 @@ use tests::share::{Share, TempDir};
 pub struct Trace {
     pub broker: Vec<String>,
     pub worker: Vec<String>,
+    pub follower: Vec<String>,
 }
 
 impl Trace {
@@ -20,19 +21,24 @@ impl Trace {
     pub fn add(&mut self, other: Trace) {
         self.broker.extend(other.broker);
         self.worker.extend(other.worker);
+        self.follower.extend(other.follower);
     }
 
-    /// Reads a log of `strace -f`: the first process is the broker, which has one thread (once it is confined) and one
-    /// child; all other threads are the worker's.
+    /// Reads a log of `strace -f`: the first process is the broker, which has one thread (once it is confined). Of its
+    /// children the follower is the one that enters mount namespaces; all other threads are the worker's.
     fn read(text: &str) -> Trace {
         let mut trace = Trace::default();
         let mut broker = None;
-        let (mut broker_confined, mut worker_confined) = (false, false);
+        let enters = |line: &&str| line.contains(" setns(") && line.contains("CLONE_NEWNS");
+        let follower =
+            text.lines().find(enters).and_then(|line| line.split_once(' ')).map(|(thread, _)| thread);
+        let (mut broker_confined, mut worker_confined, mut follower_confined) = (false, false, false);
         for line in text.lines() {
             let (thread, call) = line.split_once(' ').expect("a thread's number and a call");
             let is_broker = *broker.get_or_insert(thread) == thread;
             let (calls, confined) = match is_broker {
                 true => (&mut trace.broker, &mut broker_confined),
+                false if follower == Some(thread) => (&mut trace.follower, &mut follower_confined),
                 false => (&mut trace.worker, &mut worker_confined),
             };
             let call = call.trim_start();

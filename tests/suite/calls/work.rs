@@ -1,8 +1,11 @@
 //! What guest and front end do so that the daemon makes every call that its policies have.
 
+use std::time::Instant;
+
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, ftruncate};
+use tests::daemon::PATIENCE;
 use tests::frontend::DeviceConfig;
 use tests::frontend::memory::{PAGE, Region};
 use tests::fuse::wire::{self, ROOT, fattr, init, opcode};
@@ -174,6 +177,29 @@ pub fn end_by_signal(_: &Share, traced: &mut Traced) {
         let broker = *session.daemon.descendants().first().expect("strace has a child");
         kill(Pid::from_raw(broker), Signal::SIGTERM).expect("kill");
     });
+}
+
+/// The host mounts, changes and unmounts file systems in the share, and one that can't be shown.
+pub fn mounts_of_the_host(share: &Share, traced: &mut Traced) {
+    let client = traced.session().client();
+    let mut until = |path: &str, there: bool| {
+        let start = Instant::now();
+        while client.walk(path).is_ok() != there {
+            assert!(start.elapsed() < PATIENCE, "{path}: not {there}");
+        }
+    };
+    let place = share.join("proc");
+    std::fs::create_dir(&place).expect("a directory");
+    mount(Some("p"), &place, Some("proc"), MsFlags::empty(), None::<&str>).expect("procfs");
+    std::fs::create_dir(share.join("late")).expect("a directory");
+    mount(Some("t"), &share.join("late"), Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("tmpfs");
+    share.write("late/file", "");
+    until("late/file", true);
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(None::<&str>, &share.join("late"), None::<&str>, flags, None::<&str>).expect("remount");
+    umount(&share.join("late")).expect("umount");
+    until("late/file", false);
+    umount(&place).expect("umount");
 }
 
 fn limits(_: &Share, traced: &mut Traced) {

@@ -95,7 +95,7 @@ impl Target {
         let command = DaemonCommand::serving(implementation, share.path()).args(options);
         let mut session = Session::start(command, DeviceConfig::default());
         session.client().lookup(ROOT, "file").expect("LOOKUP");
-        let worker = *session.daemon.descendants().last().expect("a process that serves");
+        let worker = session.daemon.worker();
         let injector = Injector::attach(worker);
         Target { session, injector, share, secret, victim: Victim::start(), _secret_dir: secret_dir }
     }

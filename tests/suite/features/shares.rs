@@ -22,7 +22,7 @@ use super::{LIMIT, command, with_client};
 const NOBODY: u32 = 65_534;
 
 /// Our daemon, started by an ordinary user with these words before the program.
-fn as_nobody(dir: &Path) -> DaemonCommand {
+pub fn as_nobody(dir: &Path) -> DaemonCommand {
     let mut args: Vec<OsString> = Vec::new();
     args.extend(["--reuid=65534", "--regid=65534", "--clear-groups", "--"].map(OsString::from));
     args.push(Implementation::Ours.binary().into());
@@ -133,7 +133,7 @@ fn chroot_and_none_serve_a_single_file() {
 }
 
 /// A share that belongs to `nobody`.
-fn share_of_nobody() -> Share {
+pub fn share_of_nobody() -> Share {
     let share = Share::new();
     chown(share.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     fs::set_permissions(share.path(), Permissions::from_mode(0o755)).unwrap();
@@ -326,7 +326,7 @@ fn a_tenants_ids_come_from_the_subid_files() {
         let _ids = subid_files(users, "tenant-a:900000:4000\n");
         let mut session =
             Session::start(command(&share).args(["--worker-ids=subids:tenant-a"]), DeviceConfig::default());
-        let worker = session.daemon.descendants()[0];
+        let worker = session.daemon.worker();
         let map = |name: &str| -> Vec<u32> {
             let text = fs::read_to_string(format!("/proc/{worker}/{name}")).unwrap();
             text.split_whitespace().map(|number| number.parse().unwrap()).collect()

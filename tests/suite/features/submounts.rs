@@ -1,4 +1,5 @@
-//! What `docs/submounts.md` says of file systems that are mounted and unmounted while the daemon serves.
+//! What `docs/submounts.md` says of file systems that are mounted and unmounted while the daemon serves and does not
+//! follow.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,12 +8,18 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount, umount};
 use tests::bounded::bounded;
+use tests::daemon::DaemonCommand;
 use tests::frontend::DeviceConfig;
 use tests::fuse::Session;
 use tests::fuse::wire::{ATTR_SUBMOUNT, ROOT};
 use tests::share::Share;
 
 use super::{LIMIT, command};
+
+/// A daemon whose mounts are those of the start.
+fn unfollowed(share: &Share) -> DaemonCommand {
+    command(share).args(["--follow-mounts=never"])
+}
 
 fn tmpfs(path: &Path) {
     fs::create_dir_all(path).unwrap();
@@ -26,7 +33,7 @@ fn the_tree_of_mounts_is_that_of_the_start() {
         tmpfs(&share.join("early"));
         share.write("early/file", "early");
         share.write("late/covered", "covered");
-        let mut session = Session::start(command(&share), DeviceConfig::default());
+        let mut session = Session::start(unfollowed(&share), DeviceConfig::default());
         let client = session.client();
         let early = client.lookup(ROOT, "early").unwrap();
         assert_eq!(early.attr.flags & ATTR_SUBMOUNT, ATTR_SUBMOUNT);
@@ -71,7 +78,7 @@ fn the_guest_cannot_unmount_what_was_mounted_at_the_start() {
             fs::metadata(share.join(name)).is_ok_and(|m| m.dev() != fs::metadata(share.path()).unwrap().dev())
         };
         for options in [&[][..], &["--sandbox=chroot"], &["--sandbox=none"], &["--worker-ids=identity"]] {
-            let mut session = Session::start(command(&share).args(options), DeviceConfig::default());
+            let mut session = Session::start(unfollowed(&share).args(options), DeviceConfig::default());
             tmpfs(&share.join("late"));
             let client = session.client();
             assert_eq!(client.rmdir(ROOT, "early"), Err(Errno::EBUSY), "{options:?}");
@@ -96,7 +103,7 @@ fn a_read_only_mount_is_the_hosts_own_and_a_read_only_file_system_everybodys() {
     bounded(LIMIT, || {
         let share = Share::new();
         tmpfs(&share.join("sub"));
-        let mut session = Session::start(command(&share), DeviceConfig::default());
+        let mut session = Session::start(unfollowed(&share), DeviceConfig::default());
         let client = session.client();
         let sub = client.lookup(ROOT, "sub").unwrap().nodeid;
         let remount = |flags| {

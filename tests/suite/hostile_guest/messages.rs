@@ -350,7 +350,7 @@ fn room_for_the_reply_that_is_too_small() {
     in_each_way(|share, session| {
         let at = open_targets(share, &mut session.clients[VICTIM]);
         let before = state(share.path());
-        let fds = tests::procfs::open_fds(session.daemon.descendants()[0]).len();
+        let fds = tests::procfs::open_fds(session.daemon.worker()).len();
         for sample in samples(at, session) {
             let claimed = (IN_HEADER + sample.body.len()) as u32;
             for room in 0..OUT_HEADER {
@@ -368,7 +368,7 @@ fn room_for_the_reply_that_is_too_small() {
         }
         assert_eq!(state(share.path()), before, "something was done that could not be told");
         // An OPEN that can't be answered leaves no handle behind.
-        assert_eq!(tests::procfs::open_fds(session.daemon.descendants()[0]).len(), fds);
+        assert_eq!(tests::procfs::open_fds(session.daemon.worker()).len(), fds);
         assert_still_serving(session, VICTIM);
     });
 }

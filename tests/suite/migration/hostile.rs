@@ -255,7 +255,7 @@ fn mutated_streams_do_no_harm() {
             .start();
         let device = Device::connect(destination.connect(), DeviceConfig::default()).unwrap();
         device.load_state(&streams[0]).unwrap();
-        let worker = *destination.descendants().last().unwrap();
+        let worker = destination.worker();
         let inside = inventory(&share);
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         let (mut taken, mut open) = (0, 0);

@@ -67,7 +67,7 @@ impl Times {
 
 /// A number of the worker's `/proc/PID/status`, in KiB.
 fn memory(daemon: &Daemon, field: &str) -> u64 {
-    let worker = *daemon.descendants().last().unwrap();
+    let worker = daemon.worker();
     let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
@@ -75,7 +75,7 @@ fn memory(daemon: &Daemon, field: &str) -> u64 {
 
 /// From here on `VmHWM` begins anew.
 fn forget_peak(daemon: &Daemon) {
-    let worker = *daemon.descendants().last().unwrap();
+    let worker = daemon.worker();
     fs::write(format!("/proc/{worker}/clear_refs"), "5").unwrap();
 }
 

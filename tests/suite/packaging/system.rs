@@ -7,10 +7,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tests::bounded::bounded;
 use tests::bridge::{Bridge, BridgeOptions};
+use tests::daemon::PATIENCE;
 use tests::guest::{Guest, Share};
 use tests::share::TempDir;
 
@@ -40,6 +41,7 @@ fn the_package_serves_and_leaves_nothing() {
         enable(&container);
         serves_a_guest(&container);
         is_confined_while_it_serves(&container);
+        follows_mounts(&container);
         survives_restarts(&container);
         tells_why_it_fails(&container);
         container.check("apt-get -qq -y purge virtiofsd-privsep");
@@ -145,7 +147,8 @@ fn is_confined_while_it_serves(container: &Container) {
     let own = container.check("id -u virtiofsd");
     assert_eq!(field(&broker, "Uid"), [own.as_str(); 4].join(" "));
     let children = container.check(&format!("cat /proc/{broker}/task/{broker}/children"));
-    let (worker, exporter) = children.trim().split_once(' ').expect("a worker and who shows metrics");
+    let children: Vec<&str> = children.split_whitespace().collect();
+    let [worker, exporter] = children[..] else { panic!("not a worker and who shows metrics: {children:?}") };
     for pid in [worker, exporter] {
         assert_eq!(field(pid, "Uid"), ["2147483648"; 4].join(" "));
     }
@@ -159,6 +162,38 @@ fn is_confined_while_it_serves(container: &Container) {
     assert!(!container.check(&limits).contains("infinity"), "{}", container.check(&limits));
     bridge.unmount().unwrap();
     container.await_state(SERVICE, "inactive");
+}
+
+/// With the drop-in for it: of the host, from within the unit's own mount namespace.
+fn follows_mounts(container: &Container) {
+    let directory = format!("etc/systemd/system/{SERVICE}.d");
+    let drop_in = tests::paths::workspace().join("packaging/examples/follow-mounts.conf");
+    fs::create_dir(container.root().join(&directory)).unwrap();
+    fs::copy(drop_in, container.root().join(&directory).join("follow-mounts.conf")).unwrap();
+    // As on a host. In a container, systemd leaves its mounts as they were.
+    container.check("mount --make-rshared / && systemctl daemon-reload");
+    let mountpoint = TempDir::short();
+    let bridge = connect(container, "data", &mountpoint);
+    let on_host = "/srv/data/late";
+    let end = Instant::now() + PATIENCE;
+    let await_file = |there: bool| {
+        while bridge.path().join("late/file").exists() != there {
+            assert!(Instant::now() < end, "{}", container.check("journalctl --no-pager -n 30"));
+        }
+    };
+    container.check(&format!("mkdir -p {on_host} && mount -t tmpfs late {on_host} && touch {on_host}/file"));
+    await_file(true);
+    let broker = container.check(&format!("systemctl show -P MainPID {SERVICE}"));
+    let children = container.check(&format!("cat /proc/{broker}/task/{broker}/children"));
+    let follower = children.split_whitespace().last().expect("a follower");
+    let capabilities = container.check(&format!("grep ^CapBnd: /proc/{follower}/status"));
+    // CAP_SYS_ADMIN, CAP_SYS_CHROOT and CAP_DAC_READ_SEARCH
+    assert!(capabilities.ends_with("0000000000240004"), "{capabilities}");
+    container.check(&format!("umount {on_host}"));
+    await_file(false);
+    bridge.unmount().unwrap();
+    container.await_state(SERVICE, "inactive");
+    container.check(&format!("rm -r /{directory} {on_host}; systemctl daemon-reload"));
 }
 
 fn survives_restarts(container: &Container) {

@@ -1,5 +1,9 @@
 //! Handles that come together, sealed here or of a migration stream.
 
+use std::os::fd::AsRawFd;
+
+use nix::mount::{MntFlags, umount2};
+
 use super::*;
 
 /// One forged handle, wherever it stands, and nothing is opened; one whose file is gone is only that one's affair.
@@ -79,5 +83,41 @@ fn foreign_handles_open_only_files_in_the_share() {
                 }
             }
         }
+    });
+}
+
+/// A mount that is attached to no other any more is forgotten: what was sealed on it is gone, and its number is never
+/// another mount's.
+#[test]
+fn what_was_sealed_on_a_detached_mount_is_gone() {
+    in_lab(|lab| {
+        // Only in a mount namespace can something be unmounted.
+        sandbox::mounts::attach_over_root(lab.share.as_fd()).unwrap();
+        let mut server = lab.server();
+        let sealed: Vec<SealedHandle> =
+            ["sub", "sub/file", "file"].map(|path| seal(&mut server, lab.path_fd(path)).unwrap()).to_vec();
+        let (handle, _) = sys::handle_of(lab.path_fd("sub/file").as_fd()).unwrap();
+        server.mounts.drop_detached();
+        assert!(reopen_all(&mut server, sealed.clone()).unwrap().iter().all(Result::is_ok));
+
+        let sub = lab.path_fd("sub");
+        let path = |fd: &OwnedFd| PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()));
+        umount2(&path(&sub), MntFlags::MNT_DETACH).unwrap();
+        server.mounts.drop_detached();
+        let opened = reopen_all(&mut server, sealed.clone()).unwrap();
+        let errnos: Vec<_> = opened.iter().map(|result| result.as_ref().err().copied()).collect();
+        assert_eq!(errnos, [Some(libc::ESTALE), Some(libc::ESTALE), None]);
+        assert_eq!(admit(&mut server, sealed[0].mount, &handle).unwrap().unwrap_err(), libc::ESTALE);
+        assert_eq!(seal(&mut server, sub), Err(libc::EXDEV));
+
+        mount_tmpfs(&path(&lab.path_fd("dir")));
+        let dir = seal(&mut server, lab.path_fd("dir")).unwrap();
+        assert!(dir.mount > sealed[0].mount, "{} is used again", dir.mount);
+        assert_eq!(
+            reopen_all(&mut server, sealed).unwrap()[1].as_ref().err(),
+            Some(&libc::ESTALE),
+            "as before"
+        );
+        assert_eq!(admit(&mut server, dir.mount + 1, &handle).unwrap_err(), Violation::UnknownMount);
     });
 }
