@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
@@ -80,6 +81,14 @@ pub enum MountError {
     NotProc {
         /// The directory.
         path: String,
+    },
+    /// The process can't enter its own mount namespace.
+    #[error(
+        "cannot enter its own mount namespace: {errno}. ENOENT means that no proc file system is mounted on /proc"
+    )]
+    Namespace {
+        /// The kernel's reason.
+        errno: Errno,
     },
     /// The mounts could not be made private.
     #[error("cannot make all mounts private: {errno}. Is this a mount namespace of the process's own?")]
@@ -205,14 +214,28 @@ fn clone_proc_directory(path: String) -> Result<OwnedFd, MountError> {
     Ok(tree)
 }
 
+/// Makes the root of its own mount namespace the root and working directory of a process that [`crate::process::Spawn`]
+/// started with another one. It must have one thread.
+///
+/// # Errors
+///
+/// [`MountError::Namespace`].
+pub fn enter_own_namespace() -> Result<(), MountError> {
+    let step = |errno| MountError::Namespace { errno };
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let own = open("/proc/self/ns/mnt", flags, Mode::empty()).map_err(step)?;
+    setns(own, CloneFlags::CLONE_NEWNS).map_err(step)
+}
+
 /// Replaces the root of a process that has a mount namespace of its own by an empty, read-only file system, and
-/// detaches everything that was mounted. Open descriptors stay as they are.
+/// detaches everything that was mounted. Open descriptors stay as they are. The process must have one thread.
 ///
 /// # Errors
 ///
 /// [`MountError`] by step; also when the new root turns out not to be empty or read-only. The process must not
 /// go on then: part of the host's tree may still be there.
 pub fn enter_empty_root() -> Result<(), MountError> {
+    enter_own_namespace()?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .map_err(|errno| MountError::Private { errno })?;

@@ -21,6 +21,9 @@ pub enum ViewError {
     /// The working directory, which is the share.
     #[error("cannot open the shared directory: {0}")]
     Open(nix::errno::Errno),
+    /// Its mount namespace.
+    #[error("{0}")]
+    Namespace(MountError),
     /// The clone of the share.
     #[error("cannot make a mount of the share in the worker's own namespace: {0}")]
     Share(MountError),
@@ -56,10 +59,13 @@ impl View {
         };
         let mut view = Self { share, share_is_mount_root, fd_directory, listener };
         if can_clone {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let directory = open(".", flags, Mode::empty()).map_err(ViewError::Open)?;
+            mounts::enter_own_namespace().map_err(ViewError::Namespace)?;
             view.fd_directory = mounts::clone_own_fd_directory().map_err(ViewError::FdDirectory)?;
             // A single file leads nowhere, so its fd may stay on the host's mount.
             if start.share == ShareKind::Directory {
-                view.share = clone_working_directory(start.config.fs.readonly)?;
+                view.share = clone_directory(&directory, start.config.fs.readonly)?;
                 view.share_is_mount_root = true;
             }
         }
@@ -67,11 +73,9 @@ impl View {
     }
 }
 
-/// A clone of the share, which the broker made our working directory. Only a directory opened in this mount
-/// namespace can be cloned here.
-fn clone_working_directory(read_only: bool) -> Result<OwnedFd, ViewError> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let directory = open(".", flags, Mode::empty()).map_err(ViewError::Open)?;
+/// A clone of the share, which the broker made our working directory: only a directory opened in this mount namespace
+/// can be cloned here.
+fn clone_directory(directory: &OwnedFd, read_only: bool) -> Result<OwnedFd, ViewError> {
     let attrs = ShareAttrs { read_only, ..ShareAttrs::default() };
     mounts::clone_share(directory.as_fd(), attrs, None).map_err(ViewError::Share)
 }

@@ -485,7 +485,7 @@ fn writes_to_guest_memory_are_logged() {
             let start = queue.ring().used().guest_address();
             start..start + queue.ring().used().len() as u64
         };
-        let ring = ring_of(&queue);
+        let ring = ring_of(queue);
         assert!(log.is_dirty(ring.start), "the used ring was written");
         assert!(!log.is_dirty(queue.ring().available().guest_address()), "the available ring was not");
         // The daemon may look at the other virtqueue only now, and says behind its used ring when it wants to be kicked.

@@ -29,8 +29,10 @@ const FAILED: c_int = 127;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
+    /// Take the parent's root directory in place of that of its mount namespace.
+    KeepRoot = 1,
     /// Give its descriptors their numbers.
-    PlaceFds = 1,
+    PlaceFds,
     /// Close all others.
     CloseFds,
     /// Wait until the parent has written the id maps.
@@ -51,7 +53,8 @@ pub enum Step {
     Exec,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
+    Step::KeepRoot,
     Step::PlaceFds,
     Step::CloseFds,
     Step::AwaitMaps,
@@ -83,6 +86,7 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::KeepRoot => "keep its parent's root directory",
             Self::PlaceFds => "give its file descriptors their numbers",
             Self::CloseFds => "close the other file descriptors",
             Self::AwaitMaps => "wait for its id maps",
@@ -140,6 +144,9 @@ fn at(step: Step, result: Result<c_long, Errno>) -> Outcome {
 }
 
 fn prepare(plan: &mut Plan) -> Outcome {
+    if plan.root >= 0 {
+        keep_root(plan.root).map_err(|errno| (Step::KeepRoot, errno))?;
+    }
     // Descriptors first: until this process has closed its copies of other processes' channels, those could not
     // see that their parent is gone.
     place_fds(plan).map_err(|errno| (Step::PlaceFds, errno))?;
@@ -156,6 +163,22 @@ fn prepare(plan: &mut Plan) -> Outcome {
     at(Step::NewSession, Errno::result(unsafe { libc::setsid() }).map(c_long::from))?;
     reset_signals()?;
     die_with_parent(plan.channel)
+}
+
+/// Changes the root directory, and not the working directory.
+fn keep_root(root: RawFd) -> Result<(), Errno> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the path is NUL-terminated. (By number: the C library's function is a cancellation point.)
+    let before = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c".".as_ptr(), flags) };
+    let before = Errno::result(before)? as RawFd;
+    // SAFETY: these take integers, or a path that is NUL-terminated; `before` is ours.
+    unsafe {
+        Errno::result(libc::fchdir(root))?;
+        Errno::result(libc::chroot(c".".as_ptr()))?;
+        Errno::result(libc::fchdir(before))?;
+        libc::close(before);
+    }
+    Ok(())
 }
 
 /// In two passes, as a target may be the source of another.
@@ -297,9 +320,9 @@ mod tests {
         assert_eq!(Report::last(&[EXECUTING, 0, 0, 0]), None);
         assert_eq!(Report::last(&[EXECUTING, 0, 0, 0, 0]), Some(Report::Executing));
         let failed = Some(Report::Failed(Step::Exec, Errno::EACCES));
-        assert_eq!(Report::last(&[EXECUTING, 0, 0, 0, 0, 10, 13, 0, 0, 0]), failed);
-        assert_eq!(Report::last(&[1, 9, 0, 0, 0]), Some(Report::Failed(Step::PlaceFds, Errno::EBADF)));
-        assert_eq!(Report::last(&[11, 9, 0, 0, 0]), None);
+        assert_eq!(Report::last(&[EXECUTING, 0, 0, 0, 0, 11, 13, 0, 0, 0]), failed);
+        assert_eq!(Report::last(&[2, 9, 0, 0, 0]), Some(Report::Failed(Step::PlaceFds, Errno::EBADF)));
+        assert_eq!(Report::last(&[12, 9, 0, 0, 0]), None);
     }
 
     #[test]

@@ -17,7 +17,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{MsgFlags, send};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use crate::id_maps::{IdMapError, IdMaps};
@@ -45,7 +47,8 @@ pub struct Spawn<'a> {
     /// What the process inherits: our descriptor and the number it has there. 0, 1 and 2 become /dev/null unless
     /// they are listed; all others are closed.
     pub fds: Vec<(BorrowedFd<'a>, RawFd)>,
-    /// Namespaces of its own.
+    /// Namespaces of its own. One of mounts it begins with our root directory, and enters it by
+    /// [`crate::mounts::enter_empty_root`] or [`crate::mounts::enter_own_namespace`]. Its working directory is in it.
     pub namespaces: Namespaces,
     /// The ids of its user namespace; given if and only if `namespaces` has [`Namespaces::USER`]. Id 0 must be
     /// mapped: the process becomes user 0 and group 0, without supplementary groups.
@@ -74,6 +77,9 @@ pub enum SpawnError {
     /// /dev/null could not be opened.
     #[error("cannot open /dev/null for the process's standard input and output: {0}")]
     DevNull(std::io::Error),
+    /// Our root directory can't be opened.
+    #[error("cannot open the root directory: {0}")]
+    OwnRoot(Errno),
     /// No socket pair between the process and us.
     #[error("cannot make a socket pair to the process: {0}")]
     Channel(std::io::Error),
@@ -147,7 +153,11 @@ impl Spawn<'_> {
         }
         let null = File::options().read(true).write(true).open("/dev/null").map_err(SpawnError::DevNull)?;
         let (ours, theirs) = UnixStream::pair().map_err(SpawnError::Channel)?;
-        let mut plan = Plan::new(&self, &null, &theirs)?;
+        // What a program and its libraries are mapped from stays in use as long as the process. Opened in a mount
+        // namespace of its own, those would hold its copy of all the host's mounts, whose file systems could not be
+        // freed any more when the host unmounts them: so they are opened in ours.
+        let root = self.namespaces.contains(Namespaces::MOUNT).then(open_root).transpose()?;
+        let mut plan = Plan::new(&self, &null, &theirs, root.as_ref())?;
         let child = start(&mut plan, self.namespaces)?;
         drop(theirs);
         if let Some(maps) = &self.id_maps {
@@ -163,6 +173,11 @@ impl Spawn<'_> {
         child.close_user_namespace();
         executing(child, ours).map(|child| (child, done))
     }
+}
+
+fn open_root() -> Result<OwnedFd, SpawnError> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open("/", flags, Mode::empty()).map_err(SpawnError::OwnRoot)
 }
 
 /// linux/sched.h. (libc's constant of this name has a type too small for it.)

@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
 
@@ -31,6 +31,8 @@ pub(super) struct Move {
 pub(super) struct Plan {
     /// The channel to the parent; its number changes as descriptors move.
     pub channel: RawFd,
+    /// What stays its root directory; -1 for that of its mount namespace.
+    pub root: RawFd,
     /// Where the executable will be.
     pub exe: RawFd,
     /// The channel comes first, so that a later failure can be reported.
@@ -52,8 +54,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Descriptors and strings of `request`, `null` and `channel` must stay open and alive while the plan is used.
-    pub(super) fn new(request: &Spawn<'_>, null: &File, channel: &UnixStream) -> Result<Self, SpawnError> {
+    /// Descriptors and strings of `request`, `null`, `channel` and `root` must stay open and alive while the plan is used.
+    pub(super) fn new(
+        request: &Spawn<'_>,
+        null: &File,
+        channel: &UnixStream,
+        root: Option<&OwnedFd>,
+    ) -> Result<Self, SpawnError> {
         if request.argv.is_empty() {
             return Err(SpawnError::NoArguments);
         }
@@ -75,6 +82,7 @@ impl Plan {
         let maps = request.id_maps.as_ref();
         Ok(Self {
             channel: channel.as_raw_fd(),
+            root: root.map_or(-1, AsRawFd::as_raw_fd),
             exe,
             moves,
             floor: exe + 1,

@@ -15,7 +15,7 @@ use sandbox::capabilities::{CapabilitySet, limit_to};
 use sandbox::id_maps::IdMaps;
 use sandbox::mounts::{
     MountError, ShareAttrs, attach_over_root, clone_own_fd_directory, clone_share, enter_empty_root,
-    enter_empty_root_by_chroot,
+    enter_empty_root_by_chroot, enter_own_namespace,
 };
 use sandbox::namespaces::Namespaces;
 use sandbox::process::Child;
@@ -429,7 +429,7 @@ fn cloning_needs_privilege() {
 
 fn changing_root_needs_privilege() {
     let error = enter_empty_root().unwrap_err();
-    assert!(matches!(error, MountError::Private { errno: Errno::EPERM }), "{error}");
+    assert!(matches!(error, MountError::Namespace { errno: Errno::EPERM }), "{error}");
     let error = enter_empty_root_by_chroot().unwrap_err();
     assert!(matches!(error, MountError::Root { step: "chroot", errno: Errno::EPERM }), "{error}");
     std::env::set_current_dir("/").unwrap();
@@ -449,7 +449,9 @@ fn own_namespaces_are_enough() {
 }
 
 fn clones_its_working_directory() {
-    let share = clone_share(directory(Path::new(".")).as_fd(), ShareAttrs::default(), None).unwrap();
+    let inherited = directory(Path::new("."));
+    enter_own_namespace().unwrap();
+    let share = clone_share(inherited.as_fd(), ShareAttrs::default(), None).unwrap();
     let fds = clone_own_fd_directory().unwrap();
     enter_empty_root().unwrap();
     sees_an_empty_root(share.as_fd());

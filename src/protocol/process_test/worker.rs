@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fstat};
-use sandbox::mounts::{ShareAttrs, clone_own_fd_directory, clone_share};
+use sandbox::mounts::{ShareAttrs, clone_own_fd_directory, clone_share, enter_own_namespace};
 use virtiofsd::protocol::message::{
     DeviceKind, Layer, LayerReport, LayerState, MakeDevice, Permissions, ShareKind, ShareMount, TrustedXattr,
     XattrSetMode,
@@ -35,6 +35,7 @@ pub fn main() -> ExitCode {
     let namespaces = start.sandbox == virtiofsd::config::SandboxMode::Namespace;
     if start.share_mount == ShareMount::Host && namespaces && start.share == ShareKind::Directory {
         let here = open(".", PATH, Mode::empty()).unwrap();
+        enter_own_namespace().unwrap();
         assert_eq!(fstat(&here).unwrap().st_ino, fstat(&fds.share).unwrap().st_ino);
         fds.share = clone_share(here.as_fd(), ShareAttrs::default(), None).unwrap();
         fds.fd_directory = clone_own_fd_directory().unwrap();

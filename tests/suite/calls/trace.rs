@@ -1,5 +1,6 @@
 //! A daemon under strace.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use tests::daemon::{Daemon, DaemonCommand, Handover, PATIENCE};
@@ -25,13 +26,15 @@ impl Trace {
     }
 
     /// Reads a log of `strace -f`: the first process is the broker, which has one thread (once it is confined). Of its
-    /// children the follower is the one that enters mount namespaces; all other threads are the worker's.
+    /// children the follower is the one that goes to and fro between mount namespaces, while the worker enters its own
+    /// once; all other threads are the worker's.
     fn read(text: &str) -> Trace {
         let mut trace = Trace::default();
         let mut broker = None;
         let enters = |line: &&str| line.contains(" setns(") && line.contains("CLONE_NEWNS");
-        let follower =
-            text.lines().find(enters).and_then(|line| line.split_once(' ')).map(|(thread, _)| thread);
+        let mut entered = text.lines().filter(enters).filter_map(|line| Some(line.split_once(' ')?.0));
+        let mut once = BTreeSet::new();
+        let follower = entered.find(|thread| !once.insert(*thread));
         let (mut broker_confined, mut worker_confined, mut follower_confined) = (false, false, false);
         for line in text.lines() {
             let (thread, call) = line.split_once(' ').expect("a thread's number and a call");

@@ -12,8 +12,10 @@ use tests::daemon::DaemonCommand;
 use tests::frontend::DeviceConfig;
 use tests::fuse::Session;
 use tests::fuse::wire::{ATTR_SUBMOUNT, ROOT};
-use tests::share::Share;
+use tests::mounts::{Disk, MountsBelow};
+use tests::share::{Share, TempDir};
 
+use super::follow::eventually;
 use super::{LIMIT, command};
 
 /// A daemon whose mounts are those of the start.
@@ -24,6 +26,28 @@ fn unfollowed(share: &Share) -> DaemonCommand {
 fn tmpfs(path: &Path) {
     fs::create_dir_all(path).unwrap();
     mount(Some("t"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+}
+
+/// The daemon's processes begin in copies of the host's whole tree of mounts, and keep nothing of them.
+#[test]
+fn what_is_mounted_elsewhere_is_freed_when_the_host_unmounts_it() {
+    bounded(LIMIT, || {
+        let (share, place, disk) = (Share::new(), TempDir::short(), Disk::new());
+        let _mounts = MountsBelow(place.path());
+        let metrics = place.path().join("metrics");
+        fs::create_dir(place.path().join("disk")).unwrap();
+        let disk_place = place.path().join("disk");
+        mount(Some(disk.device()), &disk_place, Some("ext4"), MsFlags::empty(), None::<&str>).unwrap();
+        for options in [&[][..], &["--metrics-socket", metrics.to_str().unwrap()]] {
+            let mut session = Session::start(unfollowed(&share).args(options), DeviceConfig::default());
+            session.client().statfs(ROOT).unwrap();
+            assert!(!disk.is_free());
+            umount(&disk_place).unwrap();
+            eventually("the device is free", || disk.is_free());
+            mount(Some(disk.device()), &disk_place, Some("ext4"), MsFlags::empty(), None::<&str>).unwrap();
+            assert!(session.finish().0.success());
+        }
+    });
 }
 
 #[test]
