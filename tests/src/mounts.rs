@@ -1,16 +1,18 @@
 //! Mounts of the host that tests make and take away again.
 
 use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
+use nix::unistd::ftruncate;
 
 use crate::program::program;
-use crate::share::TempDir;
 
 /// When it is dropped, detaches what is still mounted below this directory: a test that fails leaves nothing.
 #[derive(Debug)]
@@ -29,11 +31,12 @@ impl Drop for MountsBelow<'_> {
     }
 }
 
-/// A new ext4 on a loop device, which is taken down when this is dropped.
+/// A new ext4 on a loop device, which is taken down when this is dropped. It lies in memory: who takes the last hold of
+/// it away waits until all is written, which on a busy disk would take seconds.
 #[derive(Debug)]
 pub struct Disk {
     device: String,
-    _image: TempDir,
+    _image: OwnedFd,
 }
 
 impl Default for Disk {
@@ -45,9 +48,9 @@ impl Default for Disk {
 impl Disk {
     /// Makes it.
     pub fn new() -> Disk {
-        let image = TempDir::on_disk();
-        let path = image.path().join("image");
-        fs::File::create(&path).expect("an image file").set_len(8 << 20).expect("an image file");
+        let image = memfd_create(c"disk", MFdFlags::MFD_CLOEXEC).expect("memory for an image");
+        ftruncate(&image, 8 << 20).expect("memory for an image");
+        let path = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
         program("mkfs.ext4", "e2fsprogs").args(["-q", "-F"]).arg(&path).succeed();
         let device = program("losetup", "mount").args(["--find", "--show"]).arg(&path).succeed();
         Disk { device: device.trim().to_owned(), _image: image }

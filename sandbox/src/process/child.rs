@@ -74,6 +74,7 @@ impl Step {
             (Self::PlaceFds, Errno::EINVAL | Errno::EMFILE | Errno::EBADF) => {
                 " (is the limit of open files above the highest number?)"
             }
+            (Self::KeepRoot, Errno::ENOENT) => " (is a proc file system mounted on /proc?)",
             (Self::CloseFds, _) => " (close_range needs Linux 5.9)",
             (Self::ClearGroups, Errno::EPERM) => " (setgroups may be denied in the parent's user namespace)",
             (Self::SetGid | Self::SetUid, Errno::EINVAL) => " (the id maps must have an id 0 inside)",
@@ -144,8 +145,11 @@ fn at(step: Step, result: Result<c_long, Errno>) -> Outcome {
 }
 
 fn prepare(plan: &mut Plan) -> Outcome {
-    if plan.root >= 0 {
-        keep_root(plan.root).map_err(|errno| (Step::KeepRoot, errno))?;
+    if let Some(root) = &plan.root {
+        // The working directory stays: perhaps nobody could come back to it.
+        // SAFETY: the path is NUL-terminated.
+        let result = unsafe { libc::chroot(root.as_ptr()) };
+        at(Step::KeepRoot, Errno::result(result).map(c_long::from))?;
     }
     // Descriptors first: until this process has closed its copies of other processes' channels, those could not
     // see that their parent is gone.
@@ -163,22 +167,6 @@ fn prepare(plan: &mut Plan) -> Outcome {
     at(Step::NewSession, Errno::result(unsafe { libc::setsid() }).map(c_long::from))?;
     reset_signals()?;
     die_with_parent(plan.channel)
-}
-
-/// Changes the root directory, and not the working directory.
-fn keep_root(root: RawFd) -> Result<(), Errno> {
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    // SAFETY: the path is NUL-terminated. (By number: the C library's function is a cancellation point.)
-    let before = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c".".as_ptr(), flags) };
-    let before = Errno::result(before)? as RawFd;
-    // SAFETY: these take integers, or a path that is NUL-terminated; `before` is ours.
-    unsafe {
-        Errno::result(libc::fchdir(root))?;
-        Errno::result(libc::chroot(c".".as_ptr()))?;
-        Errno::result(libc::fchdir(before))?;
-        libc::close(before);
-    }
-    Ok(())
 }
 
 /// In two passes, as a target may be the source of another.

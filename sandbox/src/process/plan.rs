@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
 
+use nix::errno::Errno;
+
 use super::{Spawn, SpawnError};
 use crate::fds::gaps;
 
@@ -31,8 +33,8 @@ pub(super) struct Move {
 pub(super) struct Plan {
     /// The channel to the parent; its number changes as descriptors move.
     pub channel: RawFd,
-    /// What stays its root directory; -1 for that of its mount namespace.
-    pub root: RawFd,
+    /// A path to what stays its root directory; without one, that of its mount namespace does.
+    pub root: Option<CString>,
     /// Where the executable will be.
     pub exe: RawFd,
     /// The channel comes first, so that a later failure can be reported.
@@ -54,13 +56,16 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Descriptors and strings of `request`, `null`, `channel` and `root` must stay open and alive while the plan is used.
+    /// Descriptors and strings of `request`, `null`, `channel` and the descriptor of `root` must stay open and alive while
+    /// the plan is used.
     pub(super) fn new(
         request: &Spawn<'_>,
         null: &File,
         channel: &UnixStream,
         root: Option<&OwnedFd>,
     ) -> Result<Self, SpawnError> {
+        let root = root.map(|root| CString::new(format!("/proc/self/fd/{}", root.as_raw_fd())));
+        let root = root.transpose().map_err(|_| SpawnError::OwnRoot(Errno::EINVAL))?;
         if request.argv.is_empty() {
             return Err(SpawnError::NoArguments);
         }
@@ -82,7 +87,7 @@ impl Plan {
         let maps = request.id_maps.as_ref();
         Ok(Self {
             channel: channel.as_raw_fd(),
-            root: root.map_or(-1, AsRawFd::as_raw_fd),
+            root,
             exe,
             moves,
             floor: exe + 1,

@@ -21,13 +21,18 @@ use super::{LIMIT, command, with_client};
 /// An ordinary user: `nobody`.
 const NOBODY: u32 = 65_534;
 
-/// Our daemon, started by an ordinary user with these words before the program.
+/// Our daemon, started by an ordinary user.
 pub fn as_nobody(dir: &Path) -> DaemonCommand {
-    let mut args: Vec<OsString> = Vec::new();
+    as_nobody_in(Path::new("/"), dir)
+}
+
+/// The same in a working directory.
+fn as_nobody_in(place: &Path, dir: &Path) -> DaemonCommand {
+    let mut args: Vec<OsString> = vec!["--chdir".into(), place.into(), "setpriv".into()];
     args.extend(["--reuid=65534", "--regid=65534", "--clear-groups", "--"].map(OsString::from));
     args.push(Implementation::Ours.binary().into());
     args.extend(["--shared-dir".into(), dir.into()]);
-    DaemonCommand::new("setpriv").args(args)
+    DaemonCommand::new("env").args(args)
 }
 
 /// Starts, runs and ends a session in the orderly way; what the daemon wrote to stderr.
@@ -138,6 +143,29 @@ pub fn share_of_nobody() -> Share {
     chown(share.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     fs::set_permissions(share.path(), Permissions::from_mode(0o755)).unwrap();
     share
+}
+
+/// Neither the share's owner's mode nor where the daemon is started keeps it from being served.
+#[test]
+fn a_share_that_only_its_owner_may_enter_is_served() {
+    bounded(LIMIT, || {
+        let share = share_of_nobody();
+        fs::set_permissions(share.path(), Permissions::from_mode(0o700)).unwrap();
+        run(command(&share).args(["--xattr"]), |client| ordinary_work(share.path(), client));
+    });
+    // An ordinary user, in a directory to which it could not come back.
+    bounded(LIMIT, || {
+        let (share, closed) = (share_of_nobody(), TempDir::short());
+        fs::set_permissions(closed.path(), Permissions::from_mode(0o700)).unwrap();
+        let file = share.write("one", "contents");
+        chown(&file, Some(NOBODY), Some(NOBODY)).unwrap();
+        for path in [share.path(), file.as_path()] {
+            let started = as_nobody_in(closed.path(), path);
+            run(started, |client| {
+                client.getattr(ROOT, None).unwrap();
+            });
+        }
+    });
 }
 
 #[test]
