@@ -59,18 +59,22 @@ impl View {
         };
         let mut view = Self { share, share_is_mount_root, fd_directory, listener };
         if can_clone {
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let directory = open(".", flags, Mode::empty()).map_err(ViewError::Open)?;
+            // A single file leads nowhere, so its fd may stay on the host's mount.
+            let directory = (start.share == ShareKind::Directory).then(working_directory).transpose()?;
             mounts::enter_own_namespace().map_err(ViewError::Namespace)?;
             view.fd_directory = mounts::clone_own_fd_directory().map_err(ViewError::FdDirectory)?;
-            // A single file leads nowhere, so its fd may stay on the host's mount.
-            if start.share == ShareKind::Directory {
+            if let Some(directory) = directory {
                 view.share = clone_directory(&directory, start.config.fs.readonly)?;
                 view.share_is_mount_root = true;
             }
         }
         Ok(view)
     }
+}
+
+fn working_directory() -> Result<OwnedFd, ViewError> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(".", flags, Mode::empty()).map_err(ViewError::Open)
 }
 
 /// A clone of the share, which the broker made our working directory: only a directory opened in this mount namespace
