@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,6 +28,9 @@ struct Arguments {
     /// Request queues, each with a thread.
     #[arg(long, default_value_t = 1)]
     queues: u16,
+    /// How long each reply is held back, in microseconds: to have slow storage.
+    #[arg(long, default_value_t = 0)]
+    delay_us: u64,
 }
 
 fn main() -> ExitCode {
@@ -49,7 +53,8 @@ fn run(arguments: Arguments) -> Result<(), String> {
     let socket = arguments.socket.display();
     let stream =
         UnixStream::connect(&arguments.socket).map_err(|e| format!("cannot connect to {socket}: {e}"))?;
-    let options = BridgeOptions::with_queues(arguments.queues);
+    let delay = Duration::from_micros(arguments.delay_us);
+    let options = BridgeOptions { delay, ..BridgeOptions::with_queues(arguments.queues) };
     let bridge = Bridge::connect(stream, &arguments.mountpoint, options).map_err(|e| e.to_string())?;
     // For a script that waits for the mount.
     println!("mounted {}", arguments.mountpoint.display());

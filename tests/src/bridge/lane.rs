@@ -2,13 +2,16 @@
 //!
 //! Lock order: the forget queue's lock is taken by a lane for one batch of forgets, with no other lock held.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
+use nix::sys::time::TimeSpec;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::reply::{Treatment, treatment};
@@ -119,6 +122,10 @@ pub(super) struct Lane {
     connection: OwnedFd,
     queue: Queue,
     pending: Vec<Pending>,
+    /// Each reply is held back for so long, as by storage with that latency.
+    delay: Duration,
+    /// Replies that are held back, and until when.
+    held: VecDeque<(Instant, Completion)>,
     forgets: Arc<Mutex<Forgets>>,
     shared: Arc<Shared>,
 }
@@ -128,11 +135,12 @@ impl Lane {
         fuse: OwnedFd,
         connection: OwnedFd,
         queue: Queue,
+        delay: Duration,
         forgets: Arc<Mutex<Forgets>>,
         shared: Arc<Shared>,
     ) -> Lane {
         let pending = vec![Pending::default(); usize::from(queue.config().depth)];
-        Lane { fuse, connection, queue, pending, forgets, shared }
+        Lane { fuse, connection, queue, pending, delay, held: VecDeque::new(), forgets, shared }
     }
 
     /// Runs until the mount is gone. Gives the queue back.
@@ -155,6 +163,14 @@ impl Lane {
     fn turn(&mut self) -> Result<(), End> {
         let mut idle = true;
         while let Some(done) = self.queue.poll()? {
+            if self.delay.is_zero() {
+                self.deliver(done)?;
+            } else {
+                self.held.push_back((Instant::now() + self.delay, done));
+            }
+            idle = false;
+        }
+        while let Some((_, done)) = self.held.pop_front_if(|(due, _)| *due <= Instant::now()) {
             self.deliver(done)?;
             idle = false;
         }
@@ -189,7 +205,9 @@ impl Lane {
         ];
         // Without a free slot there is nothing to do with a request.
         let watched = if full { &mut fds[..3] } else { &mut fds[..] };
-        match poll(watched, PollTimeout::NONE) {
+        let limit =
+            self.held.front().map(|(due, _)| TimeSpec::from(due.saturating_duration_since(Instant::now())));
+        match ppoll(watched, limit, None) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(End::Broken(format!("poll: {errno}"))),
         }

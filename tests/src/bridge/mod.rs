@@ -44,11 +44,14 @@ use lane::{Forgets, Lane};
 pub struct BridgeOptions {
     /// The guest. Its request queues are the bridge's threads; its ring must hold a request of 256 pages.
     pub device: DeviceConfig,
+    /// How long each reply is held back: to have slow storage.
+    pub delay: Duration,
 }
 
 impl Default for BridgeOptions {
     fn default() -> BridgeOptions {
-        BridgeOptions { device: DeviceConfig { depth: 64, ..DeviceConfig::default() } }
+        let device = DeviceConfig { depth: 64, ..DeviceConfig::default() };
+        BridgeOptions { device, delay: Duration::ZERO }
     }
 }
 
@@ -144,7 +147,7 @@ impl Bridge {
         options: BridgeOptions,
     ) -> Result<Bridge, MountError> {
         let kernel = |what| MountError::kernel(what, mountpoint);
-        let max_data = options.device.max_data;
+        let (max_data, delay) = (options.device.max_data, options.delay);
         let (device, queues) = Device::boot(stream, options.device)?;
         let fuse = mount::open().map_err(kernel("open /dev/fuse"))?;
         mount::mount(fuse.as_fd(), mountpoint).map_err(kernel("mount"))?;
@@ -169,11 +172,11 @@ impl Bridge {
         };
         let mut queues: Vec<Queue> = queues.collect();
         bridge.init = lane::forward_init(fuse.as_fd(), &mut queues[0], max_data, mountpoint)?;
-        bridge.start_lanes(fuse, queues)?;
+        bridge.start_lanes(fuse, queues, delay)?;
         Ok(bridge)
     }
 
-    fn start_lanes(&mut self, fuse: OwnedFd, queues: Vec<Queue>) -> Result<(), MountError> {
+    fn start_lanes(&mut self, fuse: OwnedFd, queues: Vec<Queue>, delay: Duration) -> Result<(), MountError> {
         let connection = self.device.as_ref().expect("set until the end").connection();
         let mut lanes = Vec::new();
         for queue in queues {
@@ -181,7 +184,7 @@ impl Bridge {
             let device = mount::clone(fuse.as_fd()).map_err(failed)?;
             let connection = connection.as_fd().try_clone_to_owned().expect("duplicate a descriptor");
             let (forgets, shared) = (Arc::clone(&self.forgets), Arc::clone(&self.shared));
-            lanes.push(Lane::new(device, connection, queue, forgets, shared));
+            lanes.push(Lane::new(device, connection, queue, delay, forgets, shared));
         }
         // The first descriptor closes here: when the lanes have ended, the kernel aborts the connection.
         for (index, lane) in lanes.into_iter().enumerate() {
