@@ -28,7 +28,7 @@ struct Arguments {
     /// Request queues, each with a thread.
     #[arg(long, default_value_t = 1)]
     queues: u16,
-    /// How long each reply is held back, in microseconds: to have slow storage.
+    /// How long replies to READ, WRITE and FSYNC are held back, in microseconds: to have slow storage.
     #[arg(long, default_value_t = 0)]
     delay_us: u64,
 }

@@ -122,7 +122,7 @@ pub(super) struct Lane {
     connection: OwnedFd,
     queue: Queue,
     pending: Vec<Pending>,
-    /// Each reply is held back for so long, as by storage with that latency.
+    /// Replies to requests that reach storage are held back for so long.
     delay: Duration,
     /// Replies that are held back, and until when.
     held: VecDeque<(Instant, Completion)>,
@@ -163,7 +163,8 @@ impl Lane {
     fn turn(&mut self) -> Result<(), End> {
         let mut idle = true;
         while let Some(done) = self.queue.poll()? {
-            if self.delay.is_zero() {
+            let pending = self.pending[done.slot.index()].opcode;
+            if self.delay.is_zero() || !matches!(pending, opcode::READ | opcode::WRITE | opcode::FSYNC) {
                 self.deliver(done)?;
             } else {
                 self.held.push_back((Instant::now() + self.delay, done));

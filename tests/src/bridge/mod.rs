@@ -44,7 +44,7 @@ use lane::{Forgets, Lane};
 pub struct BridgeOptions {
     /// The guest. Its request queues are the bridge's threads; its ring must hold a request of 256 pages.
     pub device: DeviceConfig,
-    /// How long each reply is held back: to have slow storage.
+    /// How long replies to READ, WRITE and FSYNC are held back: to have slow storage.
     pub delay: Duration,
 }
 
