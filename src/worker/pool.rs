@@ -1,5 +1,5 @@
 //! Helper threads (`--thread-pool-size`) for requests that wait for storage, so that those behind them in the
-//! virtqueue don't wait too.
+//! virtqueue don't wait too: those that always do, large transfers, and small ones as long as such have been slow.
 //!
 //! A request goes to a helper whole, undecided and with its buffers ([`Deferred`]); the helper decodes it again
 //! from guest memory, believing nothing that the queue's thread saw. Credentials belong to threads, so each helper
@@ -9,11 +9,13 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::deferred::Deferred;
 use super::fs::{FileSystem, Thread};
-use super::request::{Served, Server};
+use super::request::{Served, Server, Slow};
 
 /// More helpers than this are not started: the guest can't have more to wait for at a time than that is good for.
 const MAX_HELPERS: u16 = 64;
@@ -68,6 +70,27 @@ struct Shared {
     jobs: Mutex<VecDeque<Job>>,
     filled: Condvar,
     most: usize,
+    data: Pulse,
+}
+
+/// How long requests for file data take, in nanoseconds, as an average in which each new one has an eighth.
+#[derive(Default)]
+struct Pulse(AtomicU64);
+
+/// From here on handing a request over, some 20 µs with the helper's wake-up, is the smaller part of it.
+const SLOW: Duration = Duration::from_micros(100);
+
+impl Pulse {
+    fn beat(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX) / 8;
+        // Of two at the same time one may be lost.
+        let average = self.0.load(Ordering::Relaxed);
+        self.0.store((average - average / 8).saturating_add(took), Ordering::Relaxed);
+    }
+
+    fn is_slow(&self) -> bool {
+        u128::from(self.0.load(Ordering::Relaxed)) > SLOW.as_nanos()
+    }
 }
 
 impl Pool {
@@ -85,6 +108,7 @@ impl Pool {
             jobs: Mutex::default(),
             filled: Condvar::new(),
             most: usize::from(size) * WAITING_PER_HELPER,
+            data: Pulse::default(),
         });
         for number in 0..size {
             let shared = Arc::clone(&shared);
@@ -97,6 +121,16 @@ impl Pool {
     /// Is there room for one more request? (Several queues that ask at once may each get one in.)
     pub fn has_room(&self) -> bool {
         self.0.jobs().len() < self.0.most
+    }
+
+    /// A queue's thread took so long for a request.
+    pub fn observe(&self, took: Duration) {
+        self.0.data.beat(took);
+    }
+
+    /// Is file data on storage that takes its time, so that other threads should wait for it?
+    pub fn is_storage_slow(&self) -> bool {
+        self.0.data.is_slow()
     }
 
     /// Hands a request over.
@@ -125,11 +159,39 @@ impl Shared {
         let mut server = Server::new(Arc::clone(&self.fs), thread, None);
         loop {
             let Some(Job { request, _ticket }) = self.next() else { continue };
-            request.finish_with(|buffers| match server.serve(buffers, |_| false) {
-                Served::Replied(used) => used,
-                // The guest changed the request into another behind our back: that one isn't served.
-                Served::Waits { .. } | Served::Moves => 0,
+            let (begun, mut kind) = (Instant::now(), None);
+            request.finish_with(|buffers| {
+                let served = server.serve(buffers, |slow| {
+                    kind = Some(slow);
+                    false
+                });
+                match served {
+                    Served::Replied(used) => used,
+                    // The guest changed the request into another behind our back: that one isn't served.
+                    Served::Waits { .. } | Served::Moves => 0,
+                }
             });
+            if kind == Some(Slow::Data) {
+                self.data.beat(begun.elapsed());
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_is_slow_after_some_slow_requests_and_quick_after_some_quick_ones() {
+        let pulse = Pulse::default();
+        let beats = |took, until: bool| {
+            (0..1000).take_while(|_| pulse.is_slow() != until).map(|_| pulse.beat(took)).count()
+        };
+        assert_eq!(beats(Duration::from_micros(2), true), 1000);
+        assert!((1..10).contains(&beats(Duration::from_micros(600), true)));
+        assert!((1..10).contains(&beats(Duration::from_micros(2), false)));
+        pulse.beat(Duration::MAX);
+        assert!(pulse.is_slow());
     }
 }

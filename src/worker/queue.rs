@@ -47,6 +47,8 @@ pub struct Queue {
     in_flight: InFlight,
     /// `None` when nothing is limited, and for the high-priority queue.
     pace: Option<Pace>,
+    /// Helpers have requests of this batch.
+    shared: bool,
     /// The guest broke this virtqueue: nothing more is taken from it until it is set up again.
     broken: bool,
 }
@@ -135,7 +137,17 @@ impl Queue {
         pace: Option<Pace>,
     ) -> Self {
         let poll = Poll::new(Duration::from_micros(u64::from(poll_us)));
-        Queue { index, fs, logging, poll, pool, in_flight: InFlight::default(), pace, broken: false }
+        Queue {
+            index,
+            fs,
+            logging,
+            poll,
+            pool,
+            in_flight: InFlight::default(),
+            pace,
+            shared: false,
+            broken: false,
+        }
     }
 
     /// The virtqueue was stopped: what the guest broke may be mended when it starts again.
@@ -282,7 +294,11 @@ impl Queue {
             result?;
         }
         local.returns.publish(vring, memory)?;
-        local.returns.end(number);
+        let each = local.returns.end(number);
+        // Where helpers have some of them, they know better.
+        if let (Some(pool), Some(each), false) = (&self.pool, each, std::mem::take(&mut self.shared)) {
+            pool.observe(each);
+        }
         Ok(Next::Batch(number))
     }
 
@@ -300,12 +316,19 @@ impl Queue {
         let mut buffers = scratch[index % 2].buffers(memory)?;
         let mut early = Ok(());
         let served = server.serve(&mut buffers, |slow| {
-            let moves = slow == Slow::Storage || (slow == Slow::Transfer && deep);
-            if moves && self.pool.as_ref().is_some_and(Pool::has_room) {
+            let pool = self.pool.as_ref().filter(|pool| match slow {
+                Slow::Storage => true,
+                Slow::Transfer => deep || pool.is_storage_slow(),
+                Slow::Data => deep && pool.is_storage_slow(),
+                Slow::Stays => false,
+            });
+            if pool.is_some_and(Pool::has_room) {
                 return true;
             }
             // Replies that are ready must not wait for a slow request behind them.
-            early = returns.publish(vring, memory);
+            if slow != Slow::Data {
+                early = returns.publish(vring, memory);
+            }
             false
         });
         early?;
@@ -318,6 +341,7 @@ impl Queue {
                 return Ok(());
             }
             Served::Moves => {
+                self.shared = true;
                 if let Some(pool) = &self.pool {
                     pool.submit(self.defer(local, vring, snapshot, request), &self.in_flight);
                 }

@@ -45,6 +45,8 @@ pub enum Served {
 pub enum Slow {
     /// It moves many bytes.
     Transfer,
+    /// It moves file data, which is quick where the data is in memory.
+    Data,
     /// It waits for storage.
     Storage,
     /// It must stay on its queue's thread all the same.
@@ -172,11 +174,15 @@ impl Server {
     }
 }
 
+fn transfer(size: u32) -> Slow {
+    if size >= SLOW_TRANSFER { Slow::Transfer } else { Slow::Data }
+}
+
 /// May it take long enough to hold back replies that are ready?
 fn slowness(operation: &Operation<'_>) -> Option<Slow> {
     match operation {
-        Operation::Read(read) => (read.size >= SLOW_TRANSFER).then_some(Slow::Transfer),
-        Operation::Write(write) => (write.size >= SLOW_TRANSFER).then_some(Slow::Transfer),
+        Operation::Read(read) => Some(transfer(read.size)),
+        Operation::Write(write) => Some(transfer(write.size)),
         Operation::FSync { .. }
         | Operation::FSyncDir { .. }
         | Operation::SyncFs

@@ -47,11 +47,12 @@ impl Returns {
         self.begun = (number > 1).then(Instant::now);
     }
 
-    /// The batch of so many is served.
-    pub fn end(&mut self, number: usize) {
-        let Some(took) = self.begun.take().map(|begun| begun.elapsed()) else { return };
-        let quick = took <= QUICK.saturating_mul(u32::try_from(number).unwrap_or(u32::MAX));
-        self.most = if quick { GROUP } else { 1 };
+    /// The batch of so many is served; how long each took, if there were several.
+    pub fn end(&mut self, number: usize) -> Option<Duration> {
+        let took = self.begun.take()?.elapsed();
+        let each = took / u32::try_from(number.max(1)).unwrap_or(u32::MAX);
+        self.most = if each <= QUICK { GROUP } else { 1 };
+        Some(each)
     }
 
     /// A request is served.
