@@ -182,6 +182,7 @@ fn links_lead_somewhere() {
 const FOREIGN_OPTIONS: &[&str] = &[
     "--bin",
     "--daemon",
+    "--delay-us",
     "--dir",
     "--fs",
     "--help",
@@ -191,7 +192,6 @@ const FOREIGN_OPTIONS: &[&str] = &[
     "--memory",
     "--million",
     "--millis",
-    "--million",
     "--no-native",
     "--nocapture",
     "--now",
