@@ -1,7 +1,8 @@
 //! The descriptors of a chain (virtio 1.3, 2.7.5 to 2.7.8): where its buffers are in guest memory.
 //!
 //! `virtio-queue` has such a walk, too. This one finds the region of a descriptor in the one that was used before, and
-//! copies nothing but descriptors, which made a GETATTR a tenth cheaper; the fuzz target `chain` compares the two.
+//! copies nothing but descriptors, as single numbers (see `regions.rs`): all that together took a GETATTR from 0.65 to
+//! 0.57 µs. The fuzz target `chain` compares the two.
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, GuestAddress};
