@@ -279,27 +279,45 @@ impl Queue {
         if let Some(recorder) = local.server.recorder() {
             recorder.taken(number);
         }
-        if number > 1 && self.fs.has_cold_inodes() {
-            lookahead::prefetch(&self.fs, memory, table, &heads);
+        let visits = number > 1 && self.fs.has_cold_inodes();
+        if visits {
+            lookahead::visit(&self.fs, memory, table, &heads);
         }
-        fetch_tables(memory, table, &heads);
-        local.load(0, memory, table, &heads);
-        for (index, head) in heads.iter().enumerate() {
-            local.load(index + 1, memory, table, &heads);
-            let request = Request { index, head: *head, deep: index + 1 < number };
-            let result = self.serve(local, vring, snapshot, request);
-            if result.is_err() || local.returns.are_due() {
-                local.returns.publish(vring, memory)?;
-            }
-            result?;
+        let result = self.serve_all(local, vring, snapshot, table, &heads);
+        if visits {
+            self.fs.end_visits();
         }
-        local.returns.publish(vring, memory)?;
+        result?;
         let each = local.returns.end(number);
         // Where helpers have some of them, they know better.
         if let (Some(pool), Some(each), false) = (&self.pool, each, std::mem::take(&mut self.shared)) {
             pool.observe(each);
         }
         Ok(Next::Batch(number))
+    }
+
+    /// Serves all of a batch, and returns them.
+    fn serve_all(
+        &mut self,
+        local: &mut Local,
+        vring: &Vring,
+        snapshot: &Snapshot,
+        table: Table,
+        heads: &[u16],
+    ) -> Result<(), Broken> {
+        let memory: &Memory = snapshot;
+        fetch_tables(memory, table, heads);
+        local.load(0, memory, table, heads);
+        for (index, head) in heads.iter().enumerate() {
+            local.load(index + 1, memory, table, heads);
+            let request = Request { index, head: *head, deep: index + 1 < heads.len() };
+            let result = self.serve(local, vring, snapshot, request);
+            if result.is_err() || local.returns.are_due() {
+                local.returns.publish(vring, memory)?;
+            }
+            result?;
+        }
+        Ok(local.returns.publish(vring, memory)?)
     }
 
     /// Serves one request, whose reply is then to be published.

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::bench::tree::ProcessTree;
 use tests::bounded::bounded;
 use tests::daemon::{DaemonCommand, PATIENCE};
 use tests::frontend::DeviceConfig;
-use tests::fuse::Session;
+use tests::fuse::{Client, Session};
 use tests::fuse::wire::{self, ROOT, opcode};
 use tests::peers::Implementation;
 use tests::program::program;
@@ -276,22 +277,40 @@ fn the_exporter_has_no_privilege_and_may_die() {
     });
 }
 
+/// Requests that the daemon finds in the queue at the same time.
+const DEPTH: usize = 16;
+
+/// GETATTR of these nodes, several at a time.
+fn use_together(client: &mut Client, nodes: &[u64]) {
+    for some in nodes.chunks(DEPTH) {
+        let (body, room) = (wire::GetAttrIn::default(), size_of::<wire::AttrOut>());
+        for node in some {
+            client.enqueue(opcode::GETATTR, *node, body.as_bytes(), room);
+        }
+        client.queue_mut().flush();
+        some.iter().for_each(|_| drop(client.collect_body().1.unwrap()));
+    }
+}
+
+/// How often the broker was asked to open inodes.
+fn reopened(watched: &Watched) -> usize {
+    // A queue's thread tells before it sleeps, which is after the last reply.
+    ProcessTree::of(&watched.session.daemon).and_then(|tree| tree.settle()).unwrap();
+    let samples = parse(&watched.metrics());
+    samples.get("virtiofsd_broker_requests_total{kind=\"Reopen\"}").copied().unwrap_or(0.0) as usize
+}
+
 /// Inodes without an fd get theirs together: those of the requests that are in the queue, and those that come next where
 /// somebody goes through them in order. Each costs the broker a request otherwise.
 #[test]
 fn cold_inodes_are_opened_together() {
     const FILES: usize = 2000;
-    const DEPTH: usize = 16;
     bounded(LIMIT, || {
         let share = Share::new();
         for file in 0..FILES {
             share.write(file.to_string(), file.to_string());
         }
         let mut watched = Watched::start(&share, &["--rlimit-nofile=512"]);
-        let reopened = |watched: &Watched| {
-            let samples = parse(&watched.metrics());
-            samples.get("virtiofsd_broker_requests_total{kind=\"Reopen\"}").copied().unwrap_or(0.0) as usize
-        };
         let client = watched.session.client();
         let nodes: Vec<u64> =
             (0..FILES).map(|file| client.lookup(ROOT, file.to_string()).unwrap().nodeid).collect();
@@ -303,20 +322,41 @@ fn cold_inodes_are_opened_together() {
         }
         let in_order = reopened(&watched);
         // Several at a time, all over.
-        let client = watched.session.client();
         let order: Vec<u64> = (0..FILES).map(|n| nodes[n * 771 % FILES]).collect();
-        for some in order.chunks(DEPTH) {
-            let (body, room) = (wire::GetAttrIn::default(), size_of::<wire::AttrOut>());
-            for node in some {
-                client.enqueue(opcode::GETATTR, *node, body.as_bytes(), room);
-            }
-            client.queue_mut().flush();
-            some.iter().for_each(|_| drop(client.collect_body().1.unwrap()));
-        }
+        use_together(watched.session.client(), &order);
         let all_over = reopened(&watched);
         let (in_order, all_over) = (in_order - at_first, all_over - in_order);
         assert!((1..FILES / 16).contains(&in_order), "{in_order} requests for {FILES} inodes in order");
         assert!((1..FILES / 2).contains(&all_over), "{all_over} requests for {FILES} inodes all over");
+        assert!(watched.session.finish().0.success());
+    });
+}
+
+/// A guest that goes through everything once does not push out what it uses all the time.
+#[test]
+fn a_look_at_everything_leaves_what_is_used_often() {
+    const FILES: usize = 2000;
+    bounded(LIMIT, || {
+        let share = Share::new();
+        for file in 0..FILES {
+            share.write(file.to_string(), file.to_string());
+        }
+        let mut watched = Watched::start(&share, &["--rlimit-nofile=512"]);
+        let client = watched.session.client();
+        let nodes: Vec<u64> =
+            (0..FILES).map(|file| client.lookup(ROOT, file.to_string()).unwrap().nodeid).collect();
+        let (often, once) = nodes.split_at(2 * DEPTH);
+        let mut asked = |nodes: &[u64]| {
+            let before = reopened(&watched);
+            use_together(watched.session.client(), nodes);
+            reopened(&watched) - before
+        };
+        assert!(asked(often) > 0, "they were looked up first, and pushed out by the others");
+        assert!(asked(often) > 0, "they were used once, for which none is kept");
+        assert_eq!(asked(often), 0, "they were used twice within a short time");
+        let all_over: Vec<u64> = (0..once.len()).map(|n| once[n * 771 % once.len()]).collect();
+        assert!(asked(&all_over) > once.len() / DEPTH / 2);
+        assert_eq!(asked(often), 0, "none of the others was used twice");
         assert!(watched.session.finish().0.success());
     });
 }

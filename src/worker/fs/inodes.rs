@@ -15,6 +15,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::residence::{HotFd, Residence};
 use super::slots::Slots;
+use super::visits::Touched;
 use crate::worker::fuse::operation::NodeId;
 
 /// Shards of the identity table; a power of two.
@@ -59,8 +60,8 @@ pub struct Inode {
     nlookup: AtomicU64,
     /// Its fd, or what it can be opened by.
     pub residence: Residence,
-    /// Used since the keeper's hand last passed.
-    pub used: AtomicBool,
+    /// Whether it was used lately.
+    pub touched: Touched,
     /// Where the xattr map keeps `security.capability` as a `trusted.*` attribute: whether there may be one.
     pub may_have_capability: AtomicBool,
     /// Whether there may be set-id bits.
@@ -176,7 +177,7 @@ impl Inodes {
             identity,
             nlookup: AtomicU64::new(1),
             residence: Residence::hot(fd),
-            used: AtomicBool::new(false),
+            touched: Touched::default(),
             may_have_capability: AtomicBool::new(true),
             may_have_set_id: AtomicBool::new(true),
         });
@@ -248,14 +249,14 @@ impl Inodes {
         residence: Residence,
     ) -> Arc<Inode> {
         let (nlookup, may_have_capability) = (AtomicU64::new(nlookup), AtomicBool::new(true));
-        let (may_have_set_id, used) = (AtomicBool::new(true), AtomicBool::new(false));
+        let (may_have_set_id, touched) = (AtomicBool::new(true), Touched::default());
         let inode = Arc::new(Inode {
             id,
             kind,
             identity,
             nlookup,
             residence,
-            used,
+            touched,
             may_have_capability,
             may_have_set_id,
         });

@@ -32,6 +32,7 @@ mod setid;
 mod slots;
 mod sync;
 pub(in crate::worker) mod sys;
+mod visits;
 mod xattr;
 
 use std::ffi::CString;
@@ -52,6 +53,7 @@ pub use open::Opened;
 pub(in crate::worker) use open::writes;
 pub use readdir::DirSink;
 pub use seats::Bounds;
+pub(in crate::worker) use visits::Use;
 
 use crate::config::id_translation::IdTranslator;
 use crate::config::xattrmap::XattrMap;
@@ -278,18 +280,28 @@ impl FileSystem {
         self.inodes.len() > self.keeper.hot() as u64
     }
 
-    /// Gives fds to those of the nodes that have none, all together.
-    pub(in crate::worker) fn prefetch(&self, nodes: impl Iterator<Item = NodeId>) {
-        let mut cold: Vec<Arc<Inode>> = Vec::new();
-        for inode in nodes.filter_map(|node| self.inodes.get(node)) {
-            if !inode.residence.is_hot() && !cold.iter().any(|other| Arc::ptr_eq(other, &inode)) {
+    /// Opens those of the nodes that have no fd, all together, for the calling thread's next requests, or to be kept.
+    /// [`FileSystem::end_visits`] when these are served.
+    pub(in crate::worker) fn visit(&self, nodes: impl Iterator<Item = (NodeId, Use)>) {
+        let (mut cold, mut kept): (Vec<Arc<Inode>>, Vec<NodeId>) = Default::default();
+        for (node, wanted) in nodes {
+            let Some(inode) = self.inodes.get(node).filter(|inode| !inode.residence.is_hot()) else { continue };
+            if wanted == Use::Often {
+                kept.push(node);
+            }
+            if !cold.iter().any(|other| Arc::ptr_eq(other, &inode)) {
                 cold.push(inode);
             }
         }
         // A single one is opened when it is used.
         if cold.len() > 1 {
-            self.keeper.prefetch(&cold);
+            self.keeper.visit(&cold, &kept);
         }
+    }
+
+    /// Closes what was only opened for the calling thread's last requests.
+    pub(in crate::worker) fn end_visits(&self) {
+        visits::end();
     }
 
     pub(in crate::worker) fn fd_directory(&self) -> BorrowedFd<'_> {

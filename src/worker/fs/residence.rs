@@ -3,7 +3,7 @@
 //! Fds are bounded ([`Bounds`]): when there are too many hot inodes, a batch of those that were not used lately
 //! (CLOCK) is sealed and their fds are closed. Using a cold inode opens its handle again, through the broker,
 //! because only the broker may. A warm workload does neither. Work is in proportion to the hot inodes, never to
-//! all that the guest knows.
+//! all that the guest knows. A cold inode that is used once stays cold (`visits`).
 //!
 //! An unlinked inode stays hot: it lives as long as somebody has it open, and its fd may be the last.
 //!
@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,6 +23,7 @@ use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use super::inodes::{Inode, Inodes};
 use super::seats::{Bounds, HandleSeat, InodeSeat, Seats};
 use super::sys::{self, QuickFd, Result};
+use super::visits::{self, Age};
 use crate::config::InodeFileHandles;
 use crate::protocol::bounded::Bytes;
 use crate::protocol::phase::Service;
@@ -110,11 +112,20 @@ impl ColdHandle {
 }
 
 /// An inode's `O_PATH` fd, which stays open while this value lives.
-pub struct InodeFd<'a>(MappedRwLockReadGuard<'a, QuickFd>);
+pub enum InodeFd<'a> {
+    /// That of a hot inode, which stays hot meanwhile.
+    Hot(MappedRwLockReadGuard<'a, QuickFd>),
+    /// That of a cold inode, which stays cold.
+    Visit(Rc<HotFd>),
+}
 
 impl AsFd for InodeFd<'_> {
+    #[inline]
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        match self {
+            InodeFd::Hot(fd) => fd.as_fd(),
+            InodeFd::Visit(fd) => fd.as_fd(),
+        }
     }
 }
 
@@ -140,7 +151,7 @@ impl Residence {
             State::Hot(hot) => Some(&hot.fd),
             State::Cold(_) | State::Lost => None,
         });
-        hot.ok().map(InodeFd)
+        hot.ok().map(InodeFd::Hot)
     }
 
     /// The sealed handle, if it is cold.
@@ -195,6 +206,8 @@ pub struct Keeper {
     clock: Mutex<VecDeque<NodeId>>,
     /// Inodes that become hot go into the clock.
     watching: AtomicBool,
+    /// Counts visits.
+    age: Age,
     /// Held by the one thread that seals.
     sealing: Mutex<()>,
 }
@@ -217,6 +230,7 @@ impl Keeper {
             inodes,
             clock: Mutex::new(VecDeque::new()),
             watching: AtomicBool::new(false),
+            age: Age::new(bounds.inodes),
             sealing: Mutex::new(()),
         }
     }
@@ -319,10 +333,11 @@ impl Keeper {
         // An inode that is sealed again each time it is opened would need a limit of hot inodes of nearly zero.
         for _ in 0..16 {
             if let Some(fd) = inode.residence.fd() {
-                if !inode.used.load(Ordering::Relaxed) {
-                    inode.used.store(true, Ordering::Relaxed);
-                }
+                inode.touched.mark();
                 return Ok(fd);
+            }
+            if let Some(fd) = visits::find(inode.id) {
+                return Ok(InodeFd::Visit(fd));
             }
             if let Some(mut others) = neighbours.take().map(|neighbours| neighbours())
                 && !others.is_empty()
@@ -344,7 +359,7 @@ impl Keeper {
         self.make_room()?;
         let fd = self.with_room(|| broker.reopen(&sealed).map_err(|e| Errno::from_raw(e.errno().code())))?;
         // Used from the start: the hand doesn't take it away before it served once.
-        inode.used.store(true, Ordering::Relaxed);
+        inode.touched.mark();
         if inode.residence.warm(self.seat(fd)) {
             self.heated(inode);
         }
@@ -354,22 +369,49 @@ impl Keeper {
     /// Makes cold inodes hot together, with one request to the broker; up to [`MAX_FDS`], each once. What can't be opened
     /// stays cold: whoever uses it is told why.
     pub fn prefetch(&self, inodes: &[Arc<Inode>]) {
-        let Some(broker) = &self.broker else { return };
+        self.warm_all(self.open_together(inodes));
+    }
+
+    /// Opens the cold inodes that a batch of requests will use, as [`Keeper::prefetch`]. Most stay cold: the calling
+    /// thread has their fds until it [ends its visits](visits::end). Hot become those of `kept` nodes and those that
+    /// were visited not long ago.
+    pub fn visit(&self, inodes: &[Arc<Inode>], kept: &[NodeId]) {
+        let now = self.age.after(inodes.len());
+        let (warm, visited): (Vec<_>, Vec<_>) = self
+            .open_together(inodes)
+            .into_iter()
+            .partition(|(inode, _)| inode.touched.again(now) || kept.contains(&inode.id));
+        visits::begin(visited.into_iter().map(|(inode, fd)| (inode.id, fd)));
+        self.warm_all(warm);
+    }
+
+    /// Opens cold inodes with one request to the broker: those that can be opened, each with its fd.
+    fn open_together<'a>(&self, inodes: &'a [Arc<Inode>]) -> Vec<(&'a Arc<Inode>, HotFd)> {
+        let Some(broker) = &self.broker else { return Vec::new() };
         let seats = self.reserve(inodes.len().min(MAX_FDS).min(self.bounds.inodes / 4));
         let cold = inodes.iter().filter_map(|inode| Some((inode, inode.residence.sealed()?.ok()?)));
         let (inodes, sealed): (Vec<_>, Vec<_>) = cold.take(seats.len()).unzip();
         if sealed.is_empty() {
-            return;
+            return Vec::new();
         }
         // If the broker is gone, the requests themselves will say so.
-        let Ok(results) = broker.reopen_all(sealed) else { return };
-        let warmed = inodes.into_iter().zip(results).zip(seats).filter_map(|((inode, result), seat)| {
-            inode.used.store(true, Ordering::Relaxed);
-            let warmed = inode.residence.warm(HotFd { fd: result.ok()?.into(), _seat: seat });
-            warmed.then_some(inode.id)
+        let Ok(results) = broker.reopen_all(sealed) else { return Vec::new() };
+        let opened = inodes.into_iter().zip(results).zip(seats);
+        opened
+            .filter_map(|((inode, result), seat)| Some((inode, HotFd { fd: result.ok()?.into(), _seat: seat })))
+            .collect()
+    }
+
+    fn warm_all(&self, opened: Vec<(&Arc<Inode>, HotFd)>) {
+        let warmed = opened.into_iter().filter_map(|(inode, fd)| {
+            inode.touched.mark();
+            inode.residence.warm(fd).then_some(inode.id)
         });
-        self.watch(warmed.collect::<Vec<_>>());
-        self.keep_within_bounds();
+        let warmed: Vec<_> = warmed.collect();
+        if !warmed.is_empty() {
+            self.watch(warmed);
+            self.keep_within_bounds();
+        }
     }
 
     /// Seats for up to so many fds that are about to come; fewer when there is not room for all.
@@ -513,7 +555,7 @@ impl Keeper {
             }
             let Some(watched) = clock.pop_front() else { break };
             match self.inodes.get(watched) {
-                Some(inode) if inode.used.swap(false, Ordering::Relaxed) => clock.push_back(watched),
+                Some(inode) if inode.touched.take() => clock.push_back(watched),
                 Some(inode) => batch.push(inode),
                 None => {}
             }
