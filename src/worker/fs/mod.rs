@@ -285,7 +285,9 @@ impl FileSystem {
     pub(in crate::worker) fn visit(&self, nodes: impl Iterator<Item = (NodeId, Use)>) {
         let (mut cold, mut kept): (Vec<Arc<Inode>>, Vec<NodeId>) = Default::default();
         for (node, wanted) in nodes {
-            let Some(inode) = self.inodes.get(node).filter(|inode| !inode.residence.is_hot()) else { continue };
+            let Some(inode) = self.inodes.get(node).filter(|inode| !inode.residence.is_hot()) else {
+                continue;
+            };
             if wanted == Use::Often {
                 kept.push(node);
             }

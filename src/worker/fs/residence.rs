@@ -398,7 +398,9 @@ impl Keeper {
         let Ok(results) = broker.reopen_all(sealed) else { return Vec::new() };
         let opened = inodes.into_iter().zip(results).zip(seats);
         opened
-            .filter_map(|((inode, result), seat)| Some((inode, HotFd { fd: result.ok()?.into(), _seat: seat })))
+            .filter_map(|((inode, result), seat)| {
+                Some((inode, HotFd { fd: result.ok()?.into(), _seat: seat }))
+            })
             .collect()
     }
 
