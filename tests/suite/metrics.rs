@@ -19,7 +19,7 @@ use tests::fuse::{Client, Session};
 use tests::peers::Implementation;
 use tests::program::program;
 use tests::share::{Share, TempDir};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -357,6 +357,44 @@ fn a_look_at_everything_leaves_what_is_used_often() {
         let all_over: Vec<u64> = (0..once.len()).map(|n| once[n * 771 % once.len()]).collect();
         assert!(asked(&all_over) > once.len() / DEPTH / 2);
         assert_eq!(asked(often), 0, "none of the others was used twice");
+        assert!(watched.session.finish().0.success());
+    });
+}
+
+/// Has a node an fd, after so many others were looked up (and were forgotten again)?
+fn is_hot_after_others(watched: &mut Watched, node: u64, others: usize) -> bool {
+    let client = watched.session.client();
+    let others: Vec<u64> =
+        (0..others).map(|file| client.lookup(ROOT, file.to_string()).unwrap().nodeid).collect();
+    let before = reopened(watched);
+    let client = watched.session.client();
+    client.getattr(node, None).unwrap();
+    others.into_iter().for_each(|other| client.forget(other, 1));
+    reopened(watched) == before
+}
+
+/// A file without a name keeps its fd, for what has none can't be found again. From when it has one it is like others.
+#[test]
+fn a_file_that_gets_its_name_late_gives_up_its_fd_like_others() {
+    const FILES: usize = 1000;
+    bounded(LIMIT, || {
+        let share = Share::new();
+        for file in 0..FILES {
+            share.write(file.to_string(), "");
+        }
+        let mut watched = Watched::start(&share, &["--rlimit-nofile=512"]);
+        let client = watched.session.client();
+        let flags = (libc::O_TMPFILE | libc::O_RDWR).cast_unsigned();
+        let request = wire::CreateIn { flags, mode: 0o600, umask: 0, open_flags: 0 };
+        let reply = wire::OUT_HEADER + size_of::<wire::CreateOut>();
+        let made = client.raw(opcode::TMPFILE, ROOT, &[request.as_bytes(), b"/\0"].concat(), reply).unwrap();
+        let made = wire::CreateOut::read_from_bytes(&made).unwrap();
+        let node = made.entry.nodeid;
+        client.release(node, made.open.fh).unwrap();
+        assert!(is_hot_after_others(&mut watched, node, FILES));
+        assert!(is_hot_after_others(&mut watched, node, FILES));
+        watched.session.client().link(node, ROOT, "named").unwrap();
+        assert!(!is_hot_after_others(&mut watched, node, FILES));
         assert!(watched.session.finish().0.success());
     });
 }

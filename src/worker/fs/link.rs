@@ -39,7 +39,12 @@ impl FileSystem {
             self.fd(&parent)?.as_fd(),
             name.as_cstr(),
         )?;
-        self.lookup_in(thread, &parent, name.as_cstr())
+        let entry = self.lookup_in(thread, &parent, name.as_cstr())?;
+        if entry.attr.st.stx_nlink == 1 {
+            // It had no name before.
+            self.keeper.heated(&source);
+        }
+        Ok(entry)
     }
 
     /// UNLINK

@@ -5,7 +5,8 @@
 //! because only the broker may. A warm workload does neither. Work is in proportion to the hot inodes, never to
 //! all that the guest knows. A cold inode that is used once stays cold (`visits`).
 //!
-//! An unlinked inode stays hot: it lives as long as somebody has it open, and its fd may be the last.
+//! An unlinked inode stays hot: it lives as long as somebody has it open, and its fd may be the last. The hand meets it
+//! once, and never again unless it gets a name.
 //!
 //! Lock order: `sealing`, then an inode's state, then `clock`. Under that one, inodes are only found, and asked whether
 //! they are hot (which waits for nobody that waits for the clock). Whoever holds an inode's fd may wait for `sealing`: the
@@ -268,7 +269,7 @@ impl Keeper {
         self.seats.taken() < self.bounds.total
     }
 
-    /// An inode became hot.
+    /// An inode became hot, or an unlinked one was linked.
     pub fn heated(&self, inode: &Arc<Inode>) {
         if self.broker.is_none() || inode.id == NodeId::ROOT {
             return;
@@ -506,12 +507,12 @@ impl Keeper {
         let held: Vec<_> = batch
             .iter()
             .filter_map(|inode| Some((inode, inode.residence.fd()?)))
-            .filter(|(inode, fd)| {
-                let linked = sys::statx_fd(fd.as_fd()).is_ok_and(|st| st.stx_nlink > 0);
-                if !linked {
+            .filter(|(inode, fd)| match sys::statx_fd(fd.as_fd()) {
+                Ok(st) => st.stx_nlink > 0,
+                Err(_) => {
                     busy.push(inode.id);
+                    false
                 }
-                linked
             })
             .collect();
         if held.is_empty() {
