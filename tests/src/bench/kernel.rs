@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Failure;
 use super::fixture::Fixture;
@@ -24,6 +24,8 @@ const DIRECTORIES: usize = 100;
 const FILES: usize = 25;
 /// Modules of the crate that is built.
 const MODULES: usize = 40;
+/// Longer than the client may trust attributes and names: a second, by default in all daemons.
+const CACHED: Duration = Duration::from_millis(1100);
 /// Size of fio's file.
 const FIO_SIZE: &str = "64M";
 
@@ -57,6 +59,8 @@ pub struct Outcome {
 /// ones made.
 struct Step {
     name: &'static str,
+    /// A file that must be younger than all others for the program to do the same work each time.
+    youngest: Option<String>,
     program: &'static str,
     arguments: Vec<String>,
 }
@@ -121,8 +125,12 @@ impl Sources {
     fn steps(&self, work: &Path) -> Vec<Step> {
         let source = |name: &str| self.path(name).display().to_string();
         let work = |name: &str| work.join(name).display().to_string();
-        let step =
-            |name, program, arguments: &[String]| Step { name, program, arguments: arguments.to_vec() };
+        let step = |name, program, arguments: &[String]| Step {
+            name,
+            program,
+            arguments: arguments.to_vec(),
+            youngest: None,
+        };
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let fio = |name, mode: &str, block: &str| {
             let mut arguments = words(&format!(
@@ -130,7 +138,7 @@ impl Sources {
                  --iodepth=16 --randseed=7 --output-format=terse"
             ));
             arguments.push(format!("--filename={}", work("fio-data")));
-            Step { name, program: "fio", arguments }
+            step(name, "fio", &arguments)
         };
         let git_clone = words("clone --quiet --no-hardlinks");
         vec![
@@ -140,7 +148,15 @@ impl Sources {
             step("rg", "rg", &["--count".into(), "function_24".into(), work("tree")]),
             step("grep -r", "grep", &["-rc".into(), "function_24".into(), work("tree")]),
             step("git clone", "git", &[git_clone, vec![source("tree"), work("clone")]].concat()),
-            step("git status", "git", &["-C".into(), work("clone"), "status".into(), "--porcelain".into()]),
+            Step {
+                // It reads all files again that were written within the same second as the index, or later.
+                youngest: Some(work("clone/.git/index")),
+                ..step(
+                    "git status",
+                    "git",
+                    &["-C".into(), work("clone"), "status".into(), "--porcelain".into()],
+                )
+            },
             step("cp -r crate", "cp", &["-r".into(), source("crate"), work("crate")]),
             step(
                 "cargo build",
@@ -200,7 +216,11 @@ pub fn run(
             outcome.add(
                 &step,
                 NATIVE,
-                timed(&step).map(|elapsed| Run { elapsed, daemon_cpu: Duration::ZERO, requests: 0 }),
+                prepare(&step).and_then(|()| timed(&step)).map(|elapsed| Run {
+                    elapsed,
+                    daemon_cpu: Duration::ZERO,
+                    requests: 0,
+                }),
             );
         }
         fs::remove_dir_all(&work)?;
@@ -225,10 +245,15 @@ fn timed(step: &Step) -> Result<Duration, String> {
     Ok(start.elapsed())
 }
 
-/// How many queues a guest has: one for each of its CPUs, as far as the daemon offers them.
-pub fn guest_queues() -> u16 {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    u16::try_from(cpus).unwrap_or(1)
+/// Makes what a program finds the same for all: nothing is left in the client's caches of attributes and names, whose
+/// requests would else depend on how quick the step before was.
+fn prepare(step: &Step) -> Result<(), String> {
+    std::thread::sleep(CACHED);
+    let Some(youngest) = &step.youngest else { return Ok(()) };
+    let touched = fs::File::open(youngest).and_then(|file| file.set_modified(SystemTime::now()));
+    touched.map_err(|e| format!("{youngest}: {e}"))?;
+    std::thread::sleep(CACHED);
+    Ok(())
 }
 
 fn on_daemon(
@@ -246,6 +271,10 @@ fn on_daemon(
     let work = bridge.path().join("programs");
     fs::create_dir(&work)?;
     for step in sources.steps(&work) {
+        if let Err(e) = prepare(&step) {
+            outcome.failures.push(format!("{} on {}: {e}", step.name, spec.name));
+            continue;
+        }
         tree.settle()?;
         let (cpu, requests) = (tree.cpu()?, bridge.forwarded());
         let elapsed = timed(&step);

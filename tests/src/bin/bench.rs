@@ -112,7 +112,7 @@ struct KernelArguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
     /// Request queues, for daemons that have several.
-    #[arg(long, default_value_t = kernel::guest_queues(), value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     queues: u16,
 }
 
