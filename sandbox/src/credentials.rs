@@ -189,6 +189,11 @@ impl ThreadCredentials {
         if (uid, gid) != (baseline.uid, baseline.gid) {
             return Err(CredentialsError::OtherThread { uid, gid });
         }
+        // The kernel's record of a thread's credentials is the one of the thread that made it, until they are set. It
+        // counts who uses it, each open file among them: threads with a record of their own don't wait for each other.
+        if !baseline.groups_fixed {
+            let _ = sys::setgroups(&baseline.groups);
+        }
         Ok(Self {
             uid,
             gid,
