@@ -1,5 +1,6 @@
 //! The table of options, the manual page, and the list of upstream's options say the same.
 
+use std::any::TypeId;
 use std::collections::BTreeSet;
 
 use clap::{Arg, ArgAction};
@@ -170,13 +171,14 @@ fn the_manual_has_every_value_and_every_default() {
 
 /// What a key's value is, as the manual of the file has it.
 fn kind(option: &Arg) -> &'static str {
-    let parser = format!("{:?}", option.get_value_parser());
+    let parsed = option.get_value_parser().type_id();
+    let numbers = [TypeId::of::<i32>(), TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>()];
     let bare = option.get_num_args().is_some_and(|number| number.min_values() == 0);
     match option.get_action() {
         ArgAction::SetTrue => "true or false",
         ArgAction::Append => "list of strings",
         _ if bare => "string, or true or false",
-        _ if ["i32", "u16", "u32", "u64"].iter().any(|number| parser.contains(number)) => "number",
+        _ if numbers.iter().any(|number| parsed == *number) => "number",
         _ => "string",
     }
 }
