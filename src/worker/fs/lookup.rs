@@ -134,12 +134,14 @@ impl FileSystem {
     }
 
     /// The answer for an inode that the guest has just got a reference to.
+    #[inline(always)]
     pub(super) fn entry(&self, inode: Arc<Inode>, st: libc::statx, parent: &Identity) -> Entry {
         inode.saw_mode(st.stx_mode);
         Entry { node: inode.id, attr: self.attr(&inode, st, parent), valid: self.validity() }
     }
 
     /// Attributes as the guest is to see them; `parent` tells where a submount begins.
+    #[inline(always)]
     fn attr(&self, inode: &Inode, st: libc::statx, parent: &Identity) -> Attr {
         let submount =
             self.session.announces_submounts() && inode.is_dir() && !inode.identity.same_volume(parent);
@@ -147,6 +149,7 @@ impl FileSystem {
     }
 
     /// Attributes as the guest is to see them.
+    #[inline(always)]
     pub(super) fn plain_attr(&self, mut st: libc::statx, submount: bool) -> Attr {
         st.stx_uid = self.uids.host_to_guest(st.stx_uid);
         st.stx_gid = self.gids.host_to_guest(st.stx_gid);
