@@ -25,6 +25,10 @@ pub struct Handle {
 }
 
 impl Handle {
+    fn new(inode: Arc<Inode>, flags: u32, file: OwnedFd, seat: HandleSeat) -> Self {
+        Handle { inode, flags, file: file.into(), _seat: seat, directory: Mutex::new(DirStream::default()) }
+    }
+
     /// The open file.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -44,14 +48,13 @@ impl Handles {
     /// Adds an open file.
     pub fn insert(&self, inode: Arc<Inode>, flags: u32, file: OwnedFd, seat: HandleSeat) -> HandleId {
         let id = self.0.reserve();
-        self.insert_at(HandleId(id), inode, flags, file, seat);
+        self.0.set(id, Arc::new(Handle::new(inode, flags, file, seat)));
         HandleId(id)
     }
 
     /// Adds an open file under the id of a migrated guest.
     pub fn insert_at(&self, id: HandleId, inode: Arc<Inode>, flags: u32, file: OwnedFd, seat: HandleSeat) {
-        let directory = Mutex::new(DirStream::default());
-        self.0.set(id.0, Arc::new(Handle { inode, flags, file: file.into(), _seat: seat, directory }));
+        self.0.restore(id.0, Arc::new(Handle::new(inode, flags, file, seat)));
     }
 
     /// All open handles, each with its id.
@@ -83,8 +86,7 @@ impl Handles {
     /// # Errors
     /// EBADF
     pub fn remove(&self, id: HandleId, node: NodeId) -> Result<Arc<Handle>> {
-        self.get(id, node)?;
-        let handle = self.0.remove(id.0).ok_or(Errno::EBADF)?;
+        let handle = self.0.remove_if(id.0, |handle| handle.inode.id == node).ok_or(Errno::EBADF)?;
         self.0.release(id.0);
         Ok(handle)
     }

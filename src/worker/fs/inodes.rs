@@ -17,6 +17,7 @@ use super::residence::{HotFd, Residence};
 use super::slots::Slots;
 use super::visits::Touched;
 use crate::worker::fuse::operation::NodeId;
+use crate::worker::heap::Spares;
 
 /// Shards of the identity table; a power of two.
 const SHARDS: u64 = 64;
@@ -66,6 +67,11 @@ pub struct Inode {
     pub may_have_capability: AtomicBool,
     /// Whether there may be set-id bits.
     pub may_have_set_id: AtomicBool,
+}
+
+thread_local! {
+    /// Memory for the inodes that this thread comes to know next.
+    static SPARES: Spares<Inode> = const { Spares::new() };
 }
 
 /// There may be millions: with its two reference counts and what the allocator needs, one is 128 bytes.
@@ -171,15 +177,17 @@ impl Inodes {
         }
         let Some(fd) = fd.take() else { return Found::NoFd };
         let id = self.slots.reserve();
-        let inode = Arc::new(Inode {
-            id: NodeId(id),
-            kind,
-            identity,
-            nlookup: AtomicU64::new(1),
-            residence: Residence::hot(fd),
-            touched: Touched::default(),
-            may_have_capability: AtomicBool::new(true),
-            may_have_set_id: AtomicBool::new(true),
+        let inode = SPARES.with(|spares| {
+            spares.make(Inode {
+                id: NodeId(id),
+                kind,
+                identity,
+                nlookup: AtomicU64::new(1),
+                residence: Residence::hot(fd),
+                touched: Touched::default(),
+                may_have_capability: AtomicBool::new(true),
+                may_have_set_id: AtomicBool::new(true),
+            })
         });
         shard.insert_unique(hash, Arc::clone(&inode), |inode| self.hasher.hash_one(inode.identity));
         self.slots.set(id, Arc::clone(&inode));
@@ -213,7 +221,7 @@ impl Inodes {
         if let Ok(entry) = shard.find_entry(hash, |other| Arc::ptr_eq(other, &inode)) {
             entry.remove();
         }
-        self.slots.remove(id.0);
+        self.slots.remove_if(id.0, |_| true);
         self.slots.release(id.0);
         Some(Arc::clone(&inode))
     }
@@ -261,7 +269,7 @@ impl Inodes {
             may_have_set_id,
         });
         let (mut shard, hash) = self.shard(&identity);
-        self.slots.set(id.0, Arc::clone(&inode));
+        self.slots.restore(id.0, Arc::clone(&inode));
         if !inode.is_lost() && shard.find(hash, |other| other.identity == identity).is_none() {
             shard.insert_unique(hash, Arc::clone(&inode), |inode| self.hasher.hash_one(inode.identity));
         }

@@ -227,7 +227,7 @@ impl Keeper {
             broker: broker.filter(|_| services.handles && mode != InodeFileHandles::Never),
             mandatory: mode == InodeFileHandles::Mandatory,
             bounds,
-            seats: Seats::default(),
+            seats: Seats::new(&bounds),
             inodes,
             clock: Mutex::new(VecDeque::new()),
             watching: AtomicBool::new(false),
@@ -246,15 +246,21 @@ impl Keeper {
     /// # Errors
     /// EMFILE when the guest has as much open as this process can have.
     pub fn handle_seat(&self) -> Result<HandleSeat> {
-        self.make_room()?;
+        if !self.seats.has_one_for_a_handle() {
+            self.make_one_free()?;
+        }
         Ok(self.seats.handle())
     }
 
-    /// Makes sure that one more fd can be kept. Called before anything is changed on the host.
+    /// Makes sure that one more inode's fd can be kept. Called before anything is changed on the host.
     ///
     /// # Errors
     /// EMFILE when the guest has as much open as this process can have.
     pub fn make_room(&self) -> Result<()> {
+        if self.seats.has_one_for_an_inode() { Ok(()) } else { self.make_one_free() }
+    }
+
+    fn make_one_free(&self) -> Result<()> {
         if self.has_room() {
             return Ok(());
         }
@@ -277,7 +283,10 @@ impl Keeper {
         if self.watching.load(Ordering::SeqCst) {
             self.watch([inode.id]);
         }
-        self.keep_within_bounds();
+        // A thread that took several seats looks again when it has used them up.
+        if !self.seats.has_one_for_an_inode() {
+            self.keep_within_bounds();
+        }
     }
 
     /// Seals idle inodes if there are too many hot ones.

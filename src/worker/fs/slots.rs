@@ -42,14 +42,36 @@ const DENSE_SLACK: usize = 4096;
 pub struct Slots<T> {
     stripes: Box<[Stripe<T>]>,
     lanes: Box<[Lane]>,
-    /// Entries.
-    live: AtomicU64,
     first: u64,
 }
 
 /// As [`Stripe`].
 #[repr(align(128))]
-struct Lane(Mutex<Allocator>);
+struct Lane {
+    allocator: Mutex<Allocator>,
+    /// Ids of this lane that are given out or restored, and not given back. Changes only under the lock.
+    live: AtomicU64,
+}
+
+impl Lane {
+    fn new(first: u64, lane: usize) -> Self {
+        Lane { allocator: Mutex::new(Allocator::new(first, lane)), live: AtomicU64::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Allocator> {
+        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An id more. The caller holds the lock.
+    fn gain(&self) {
+        self.live.store(self.live.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// An id less. The caller holds the lock.
+    fn lose(&self) {
+        self.live.store(self.live.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+    }
+}
 
 /// Stripes are touched by different threads: keep each on cache lines of its own.
 #[repr(align(128))]
@@ -110,8 +132,7 @@ impl<T> Slots<T> {
     pub fn new(first: u64) -> Self {
         Slots {
             stripes: (0..STRIPES).map(|_| Stripe(RwLock::new(Entries::new()))).collect(),
-            lanes: (0..LANES).map(|lane| Lane(Mutex::new(Allocator::new(first, lane)))).collect(),
-            live: AtomicU64::new(0),
+            lanes: (0..LANES).map(|lane| Lane::new(first, lane)).collect(),
             first,
         }
     }
@@ -119,7 +140,9 @@ impl<T> Slots<T> {
     /// Reserves an id that was never used. It must be filled with [`Slots::set`] or given back with
     /// [`Slots::release`].
     pub fn reserve(&self) -> u64 {
-        let mut allocator = self.lane(MY_LANE.with(|lane| *lane));
+        let lane = self.lane(MY_LANE.with(|lane| *lane));
+        let mut allocator = lane.lock();
+        lane.gain();
         // Without an id left, after 2^64, the last one serves all.
         let id = allocator.reserve().unwrap_or(u64::MAX);
         allocator.next = allocator.next.max(id.saturating_add(1));
@@ -129,18 +152,20 @@ impl<T> Slots<T> {
     /// Gives an id back that has no entry (any more); its place in the table is used again, under another id.
     pub fn release(&self, id: u64) {
         // To whose index it is: a thread that only forgets would else hoard what the others need.
-        let lane = (id & INDEX).wrapping_sub(self.first) % LANES as u64;
-        self.lane(lane as usize).free.push(id);
+        let lane = self.lane_of(id);
+        let mut allocator = lane.lock();
+        lane.lose();
+        allocator.free.push(id);
     }
 
-    /// How many entries there are.
+    /// How many ids have an entry, or will have one soon.
     pub fn live(&self) -> u64 {
-        self.live.load(Ordering::Relaxed)
+        self.lanes.iter().map(|lane| lane.live.load(Ordering::Relaxed)).sum()
     }
 
     /// Above every id that was ever given out.
     pub fn next(&self) -> u64 {
-        (0..LANES).map(|lane| self.lane(lane).next).max().unwrap_or(self.first)
+        self.lanes.iter().map(|lane| lane.lock().next).max().unwrap_or(self.first)
     }
 
     /// Gives out no id below `next` from here on: those belong to a guest that came with them. `live` is how many
@@ -152,16 +177,21 @@ impl<T> Slots<T> {
         let few = (live as u64).saturating_mul(4).saturating_add(STRIPES * DENSE_SLACK as u64);
         let index = if index <= few { index.max(self.first) } else { self.first };
         let base = self.first + (index - self.first).next_multiple_of(LANES as u64);
-        for lane in 0..LANES {
-            let mut allocator = self.lane(lane);
+        for (lane, allocator) in self.lanes.iter().enumerate() {
+            let mut allocator = allocator.lock();
             allocator.floor = allocator.floor.max(next);
             allocator.next = allocator.next.max(next);
             allocator.next_index = base + lane as u64;
         }
     }
 
-    fn lane(&self, lane: usize) -> MutexGuard<'_, Allocator> {
-        self.lanes[lane % LANES].0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lane(&self, lane: usize) -> &Lane {
+        &self.lanes[lane % LANES]
+    }
+
+    /// The lane that an id is or would be given out by.
+    fn lane_of(&self, id: u64) -> &Lane {
+        self.lane(((id & INDEX).wrapping_sub(self.first) % LANES as u64) as usize)
     }
 
     fn stripe(&self, id: u64) -> Option<(&RwLock<Entries<T>>, usize)> {
@@ -181,6 +211,15 @@ impl<T> Slots<T> {
         }
     }
 
+    /// Puts an entry at an id that was not reserved, and has none: one that a migrated guest knows.
+    pub fn restore(&self, id: u64, entry: Arc<T>) {
+        let lane = self.lane_of(id);
+        let allocator = lane.lock();
+        lane.gain();
+        drop(allocator);
+        self.set(id, entry);
+    }
+
     /// Puts an entry at an id that has none.
     pub fn set(&self, id: u64, entry: Arc<T>) {
         let Some((stripe, index)) = self.stripe(id) else { return };
@@ -195,22 +234,24 @@ impl<T> Slots<T> {
             _ => drop(entries.sparse.insert(id, entry)),
         }
         entries.live += 1;
-        self.live.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes an entry out; its id is not given back.
-    pub fn remove(&self, id: u64) -> Option<Arc<T>> {
+    /// Takes an entry out if it is the one that is meant; its id is not given back.
+    pub fn remove_if(&self, id: u64, is_meant: impl Fn(&T) -> bool) -> Option<Arc<T>> {
         let (stripe, index) = self.stripe(id)?;
         let mut entries = stripe.write().unwrap_or_else(PoisonError::into_inner);
-        let removed = match entries.dense.get_mut(index) {
-            Some(slot) if slot.as_ref().is_some_and(|(there, _)| *there == id) => {
-                slot.take().map(|(_, entry)| entry)
+        let removed = match entries.dense.get(index) {
+            Some(Some((there, entry))) if *there == id => {
+                if !is_meant(entry) {
+                    return None;
+                }
+                entries.dense.get_mut(index)?.take().map(|(_, entry)| entry)
             }
-            _ => entries.sparse.remove(&id),
+            _ if entries.sparse.get(&id).is_some_and(|entry| is_meant(entry)) => entries.sparse.remove(&id),
+            _ => None,
         };
         if removed.is_some() {
             entries.live -= 1;
-            self.live.fetch_sub(1, Ordering::Relaxed);
         }
         removed
     }
@@ -232,12 +273,13 @@ impl<T> Slots<T> {
         for stripe in &self.stripes {
             let mut entries = stripe.0.write().unwrap_or_else(PoisonError::into_inner);
             let dropped = std::mem::replace(&mut *entries, Entries::new());
-            self.live.fetch_sub(dropped.live as u64, Ordering::Relaxed);
             drop(entries);
             drop(dropped);
         }
-        for lane in 0..LANES {
-            *self.lane(lane) = Allocator::new(self.first, lane);
+        for (number, lane) in self.lanes.iter().enumerate() {
+            let mut allocator = lane.lock();
+            *allocator = Allocator::new(self.first, number);
+            lane.live.store(0, Ordering::Relaxed);
         }
     }
 }
@@ -254,7 +296,8 @@ mod tests {
         slots.set(a, Arc::new("a"));
         slots.set(b, Arc::new("b"));
         assert_eq!(slots.get(a).as_deref(), Some(&"a"));
-        assert_eq!(slots.remove(a).as_deref(), Some(&"a"));
+        assert_eq!(slots.remove_if(a, |there| *there == "b"), None);
+        assert_eq!(slots.remove_if(a, |there| *there == "a").as_deref(), Some(&"a"));
         assert_eq!(slots.get(a), None);
         slots.release(a);
         assert_eq!(slots.live(), 1);
@@ -280,18 +323,21 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         for id in &ids {
-            slots.set(*id, Arc::new(*id));
+            slots.restore(*id, Arc::new(*id));
         }
         for id in &ids {
             assert_eq!(slots.get(*id).as_deref(), Some(id));
         }
         assert_eq!(slots.all().len(), ids.len());
+        assert_eq!(slots.live(), ids.len() as u64);
         let places: usize = slots.stripes.iter().map(|s| s.0.read().unwrap().dense.len()).sum();
         assert!(places < STRIPES as usize * 2 * DENSE_SLACK, "{places}");
         for id in &ids {
-            assert_eq!(slots.remove(*id).as_deref(), Some(id));
+            assert_eq!(slots.remove_if(*id, |_| true).as_deref(), Some(id));
+            slots.release(*id);
         }
         assert!(slots.all().is_empty());
+        assert_eq!(slots.live(), 0);
     }
 
     #[test]
@@ -303,7 +349,7 @@ mod tests {
                 let id = slots.reserve();
                 assert!(id >= next, "{id} {next}");
                 slots.set(id, Arc::new(()));
-                slots.remove(id);
+                slots.remove_if(id, |()| true);
                 slots.release(id);
             }
             assert!(slots.next() > next);
