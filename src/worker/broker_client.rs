@@ -82,6 +82,8 @@ pub struct BrokerClient {
 struct State {
     end: WorkerEnd,
     broken: bool,
+    /// The broker knows that the front end has connected.
+    attached: bool,
 }
 
 impl BrokerClient {
@@ -95,7 +97,7 @@ impl BrokerClient {
         let ToWorker::Start(start) = message else { return Err(BrokerClientError::WrongReply) };
         let [share, listener, fd_directory, metrics] =
             <[OwnedFd; 4]>::try_from(fds).map_err(|_| BrokerClientError::WrongReply)?;
-        let channel = Mutex::new(State { end, broken: false });
+        let channel = Mutex::new(State { end, broken: false, attached: false });
         let client = Self { channel, requests: std::array::from_fn(|_| AtomicU64::new(0)) };
         Ok((client, start, StartFds { share, listener, fd_directory, metrics }))
     }
@@ -109,12 +111,23 @@ impl BrokerClient {
         self.tell(&ToBroker::Confined(reports))
     }
 
-    /// Tells the broker that the front end has connected.
+    /// Tells the broker that the front end has connected, unless a request has told it already.
     ///
     /// # Errors
     /// When the channel fails.
     pub fn attached(&self) -> Result<(), BrokerClientError> {
-        self.tell(&ToBroker::Attached)
+        self.with_channel(|state| self.attach(state))
+    }
+
+    /// The broker takes no request before it knows of a front end; the front end's messages are served by other threads
+    /// than the one that sees it connect, and may bring a request first.
+    fn attach(&self, state: &mut State) -> Result<(), BrokerClientError> {
+        if !state.attached {
+            self.count(&ToBroker::Attached);
+            state.end.send(&ToBroker::Attached, &[])?;
+            state.attached = true;
+        }
+        Ok(())
     }
 
     /// Seals the files of 1–253 fds (any access mode); one result each, in their order. `EXDEV`: on a mount that the
@@ -244,7 +257,7 @@ impl BrokerClient {
     /// Sends a request that has no reply.
     fn tell(&self, request: &ToBroker) -> Result<(), BrokerClientError> {
         self.count(request);
-        self.with_channel(|end| Ok(end.send(request, &[])?))
+        self.with_channel(|state| Ok(state.end.send(request, &[])?))
     }
 
     /// Sends a request and waits for the reply.
@@ -254,23 +267,24 @@ impl BrokerClient {
         fds: &[BorrowedFd<'_>],
     ) -> Result<(ToWorker, Vec<OwnedFd>), BrokerClientError> {
         self.count(request);
-        self.with_channel(|end| {
-            end.send(request, fds)?;
-            receive(end)
+        self.with_channel(|state| {
+            self.attach(state)?;
+            state.end.send(request, fds)?;
+            receive(&mut state.end)
         })
     }
 
     /// Runs one exchange; whatever leaves it half done, an error or a panic, breaks the channel for good.
     fn with_channel<T>(
         &self,
-        exchange: impl FnOnce(&mut WorkerEnd) -> Result<T, BrokerClientError>,
+        exchange: impl FnOnce(&mut State) -> Result<T, BrokerClientError>,
     ) -> Result<T, BrokerClientError> {
         let mut state = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         if state.broken {
             return Err(BrokerClientError::Broken);
         }
         state.broken = true;
-        let result = exchange(&mut state.end)?;
+        let result = exchange(&mut state)?;
         state.broken = false;
         Ok(result)
     }
@@ -285,5 +299,51 @@ fn receive(end: &mut WorkerEnd) -> Result<(ToWorker, Vec<OwnedFd>), BrokerClient
     match end.receive()? {
         Received::Message(message, fds) => Ok((message, fds)),
         Received::Nothing | Received::End => Err(BrokerClientError::Gone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::protocol::BrokerEnd;
+    use crate::protocol::channel::pair;
+
+    /// What the broker receives next.
+    fn received(broker: &mut BrokerEnd) -> ToBroker {
+        loop {
+            match broker.receive().unwrap() {
+                Received::Message(message, _) => return message,
+                Received::Nothing => std::thread::yield_now(),
+                Received::End => panic!("the client has gone"),
+            }
+        }
+    }
+
+    #[test]
+    fn no_request_comes_before_the_broker_knows_of_the_front_end() {
+        let (broker, worker) = pair().unwrap();
+        let mut broker = BrokerEnd::for_broker(broker);
+        let state = State { end: WorkerEnd::for_worker(worker), broken: false, attached: false };
+        let requests = std::array::from_fn(|_| AtomicU64::new(0));
+        let client = BrokerClient { channel: Mutex::new(state), requests };
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let no_handle = Errno::from(nix::errno::Errno::EOPNOTSUPP);
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                // The thread of the front end's messages is quicker than the one that saw it connect.
+                let first = client.seal(&[file.as_fd()]).unwrap();
+                client.attached().unwrap();
+                let second = client.seal(&[file.as_fd()]).unwrap();
+                [first, second].map(|results| results[0].clone().unwrap_err())
+            });
+            assert!(matches!(received(&mut broker), ToBroker::Attached));
+            for _ in 0..2 {
+                assert!(matches!(received(&mut broker), ToBroker::Seal));
+                broker.send(&ToWorker::Sealed(List::new(vec![Err(no_handle)]).unwrap()), &[]).unwrap();
+            }
+            assert_eq!(asking.join().unwrap(), [no_handle; 2]);
+        });
     }
 }
