@@ -294,10 +294,16 @@ fn use_together(client: &mut Client, nodes: &[u64]) {
 
 /// How often the broker was asked to open inodes.
 fn reopened(watched: &Watched) -> usize {
+    asked(watched, "Reopen")
+}
+
+/// How often the broker was asked for this.
+fn asked(watched: &Watched, kind: &str) -> usize {
     // A queue's thread tells before it sleeps, which is after the last reply.
     ProcessTree::of(&watched.session.daemon).and_then(|tree| tree.settle()).unwrap();
     let samples = parse(&watched.metrics());
-    samples.get("virtiofsd_broker_requests_total{kind=\"Reopen\"}").copied().unwrap_or(0.0) as usize
+    let name = format!("virtiofsd_broker_requests_total{{kind=\"{kind}\"}}");
+    samples.get(&name).copied().unwrap_or(0.0) as usize
 }
 
 /// Inodes without an fd get theirs together: those of the requests that are in the queue, and those that come next where
@@ -357,6 +363,48 @@ fn a_look_at_everything_leaves_what_is_used_often() {
         let all_over: Vec<u64> = (0..once.len()).map(|n| once[n * 771 % once.len()]).collect();
         assert!(asked(&all_over) > once.len() / DEPTH / 2);
         assert_eq!(asked(often), 0, "none of the others was used twice");
+        assert!(watched.session.finish().0.success());
+    });
+}
+
+/// Whether a name still leads to a cold inode, the inode's handle tells: without the broker, and the inode stays cold.
+#[test]
+fn what_is_listed_again_stays_cold() {
+    const FILES: usize = 1000;
+    bounded(LIMIT, || {
+        let share = Share::new();
+        for file in 0..FILES {
+            share.write(file.to_string(), file.to_string());
+        }
+        let mut watched = Watched::start(&share, &["--rlimit-nofile=512"]);
+        let client = watched.session.client();
+        let nodes: BTreeMap<String, u64> = (0..FILES)
+            .map(|file| (file.to_string(), client.lookup(ROOT, file.to_string()).unwrap().nodeid))
+            .collect();
+        let before = ["Seal", "Reopen"].map(|kind| asked(&watched, kind));
+        assert!(before[0] > 0, "they are more than can be hot");
+        let client = watched.session.client();
+        let fh = client.opendir(ROOT).unwrap().fh;
+        let (mut offset, mut seen) = (0, 0);
+        loop {
+            let entries = client.readdirplus(ROOT, fh, offset, 4096).unwrap();
+            let Some(last) = entries.last() else { break };
+            offset = last.offset;
+            for entry in entries.iter().filter(|entry| entry.name != b"." && entry.name != b"..") {
+                let name = std::str::from_utf8(&entry.name).unwrap();
+                let found = entry.entry.as_ref().unwrap();
+                assert_eq!((found.nodeid, found.attr.size), (nodes[name], name.len() as u64), "{name}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, FILES);
+        assert_eq!(["Seal", "Reopen"].map(|kind| asked(&watched, kind)), before);
+        // Both references count: one given up, the other holds.
+        let client = watched.session.client();
+        for node in nodes.values() {
+            client.forget(*node, 1);
+        }
+        assert_eq!(client.getattr(nodes["999"], None).unwrap().attr.size, 3);
         assert!(watched.session.finish().0.success());
     });
 }

@@ -10,7 +10,7 @@ use super::inodes::Inode;
 use super::open::Opened;
 use super::seats::HandleSeat;
 use super::sys::{self, Result};
-use super::{Entry, FileSystem, Thread};
+use super::{Entry, FileSystem, Thread, Use};
 use crate::worker::fuse::operation::{Context, CreateExtensions, FileName, GuestGid, Open, SuppGroups};
 use crate::worker::fuse::wire::InitFlags;
 
@@ -146,7 +146,7 @@ impl FileSystem {
             self.set_security_context(fd.as_fd(), name, value)?;
         }
         let st = sys::statx_fd(fd.as_fd())?;
-        Ok(self.entry(self.adopt(&st, fd)?, st, &parent.identity))
+        Ok(self.entry(self.adopt(&st, fd, Use::Often)?, st, &parent.identity))
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of the request, nothing else")]

@@ -158,6 +158,22 @@ impl Inodes {
         shard.find(hash, |inode| inode.identity == *identity).cloned()
     }
 
+    /// Takes a reference to an inode that was found; `false` when it was forgotten meanwhile, or another has its identity.
+    pub fn take(&self, inode: &Arc<Inode>) -> bool {
+        let (shard, hash) = self.shard(&inode.identity);
+        let known = shard.find(hash, |other| Arc::ptr_eq(other, inode)).is_some();
+        if known {
+            take_reference(inode, 1);
+        }
+        known
+    }
+
+    /// Is there a known inode of this identity that is hot? A guess, as [`Inodes::knows`].
+    pub fn knows_hot(&self, identity: &Identity) -> bool {
+        let (shard, hash) = self.shard(identity);
+        shard.find(hash, |inode| inode.identity == *identity).is_some_and(|inode| inode.residence.is_hot())
+    }
+
     /// Is there a known inode of this identity? A guess: it may be gone at once.
     pub fn knows(&self, identity: &Identity) -> bool {
         let (shard, hash) = self.shard(identity);
@@ -306,7 +322,7 @@ fn take_reference(inode: &Inode, count: u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::residence::Keeper;
+    use super::super::keeper::Keeper;
     use super::super::seats::Bounds;
     use super::*;
     use crate::config::InodeFileHandles;

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 use super::inodes::{Found, Identity, Inode};
 use super::sys::{self, Result};
-use super::{Attr, Entry, FileSystem, Thread};
+use super::{Attr, Entry, FileSystem, Thread, Use};
 use crate::worker::fuse::operation::{ForgetList, LookupName, NodeId};
 
 /// What a thread's last lookups led to. A guest that walks through new files, or revalidates what it has, does so for
@@ -43,7 +43,7 @@ impl FileSystem {
             LookupName::Current => {
                 let st = sys::statx_fd(self.fd(&parent)?.as_fd())?;
                 let fd = sys::duplicate(self.fd(&parent)?.as_fd())?;
-                Ok(self.entry(self.adopt(&st, fd)?, st, &parent.identity))
+                Ok(self.entry(self.adopt(&st, fd, Use::Often)?, st, &parent.identity))
             }
             LookupName::Parent => self.lookup_parent(&parent),
         }
@@ -60,7 +60,7 @@ impl FileSystem {
         let fd = self.open_path(child, name, libc::O_DIRECTORY)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
         let identity = Identity::of(&st);
-        Ok(self.entry(self.adopt(&st, fd)?, st, &identity))
+        Ok(self.entry(self.adopt(&st, fd, Use::Often)?, st, &identity))
     }
 
     /// Looks up a name, which must be a single component, and takes a reference for the guest.
@@ -71,7 +71,7 @@ impl FileSystem {
             thread.habit.saw(true);
             return Ok(entry);
         }
-        let (entry, known) = self.lookup_new(parent, name)?;
+        let (entry, known) = self.lookup_new(parent, name, Use::Often)?;
         thread.habit.saw(known);
         Ok(entry)
     }
@@ -87,12 +87,12 @@ impl FileSystem {
 
     /// Looks up a name that is probably not known yet: open first, then ask what was opened. Also whether it was known
     /// all the same.
-    pub(super) fn lookup_new(&self, parent: &Arc<Inode>, name: &CStr) -> Result<(Entry, bool)> {
+    pub(super) fn lookup_new(&self, parent: &Arc<Inode>, name: &CStr, wanted: Use) -> Result<(Entry, bool)> {
         self.keeper.make_room()?;
         let fd = self.open_path(parent, name, libc::O_NOFOLLOW)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
         self.tracker.saw(&parent.identity, name, &Identity::of(&st));
-        let inode = self.adopt(&st, fd)?;
+        let inode = self.adopt(&st, fd, wanted)?;
         // Its references, this one among them.
         let known = inode.nlookup() > 1;
         Ok((self.entry(inode, st, &parent.identity), known))
@@ -104,8 +104,9 @@ impl FileSystem {
         self.keeper.with_room(|| sys::openat(parent.as_fd(), name, libc::O_PATH | flags, 0))
     }
 
-    /// The inode behind a fresh `O_PATH` fd, with a reference for the guest.
-    pub(super) fn adopt(&self, st: &libc::statx, fd: OwnedFd) -> Result<Arc<Inode>> {
+    /// The inode behind a fresh `O_PATH` fd, with a reference for the guest. One that is known and cold stays so if it is
+    /// `wanted` once.
+    pub(super) fn adopt(&self, st: &libc::statx, fd: OwnedFd, wanted: Use) -> Result<Arc<Inode>> {
         let identity = Identity::of(st);
         let kind = u32::from(st.stx_mode) & libc::S_IFMT;
         if self.config.max_inodes.is_some() && !self.inodes.knows(&identity) {
@@ -123,9 +124,14 @@ impl FileSystem {
                 }
                 Found::Known(inode) => return Ok(inode),
                 Found::Cold(inode) => {
-                    let fd = fd.as_ref().ok_or(Errno::EIO)?;
-                    if !self.keeper.meet(&inode, fd.as_fd())? {
+                    let opened = fd.as_ref().ok_or(Errno::EIO)?;
+                    if !self.keeper.is_same(&inode, opened.as_fd(), sys::has_unique_mount(st))? {
                         self.inodes.disown(&inode);
+                    } else if self.inodes.take(&inode) {
+                        if let Some(fd) = fd.take() {
+                            self.keeper.opened(&inode, fd, wanted);
+                        }
+                        return Ok(inode);
                     }
                 }
                 Found::NoFd => return Err(Errno::EIO),

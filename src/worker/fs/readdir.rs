@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::directory::RawEntry;
 use super::inodes::{Identity, Inode};
 use super::sys::Result;
-use super::{Entry, FileSystem, Thread};
+use super::{Entry, FileSystem, Thread, Use};
 use crate::worker::fuse::dirent::MAX_NAME;
 use crate::worker::fuse::operation::{Context, ReadDir};
 
@@ -85,12 +85,14 @@ impl FileSystem {
     fn lookup_listed(&self, thread: &mut Thread, parent: &Arc<Inode>, entry: &RawEntry<'_>) -> Result<Entry> {
         if thread.listing.expects_known() {
             let guess = Identity { ino: entry.ino, ..parent.identity };
-            let known = self.inodes.knows(&guess);
-            if known && let Some(found) = self.lookup_known(parent, entry.name)? {
+            if self.inodes.knows_hot(&guess)
+                && let Some(found) = self.lookup_known(parent, entry.name)?
+            {
                 return Ok(found);
             }
         }
-        let (entry, known) = self.lookup_new(parent, entry.name)?;
+        // A listing tells of many files, and few of those are opened.
+        let (entry, known) = self.lookup_new(parent, entry.name, Use::Once)?;
         thread.listing.saw(known);
         Ok(entry)
     }

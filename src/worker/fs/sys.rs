@@ -12,6 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
+use crate::protocol::FileHandle;
+use crate::protocol::bounded::Bytes;
+use crate::protocol::handle::MAX_HANDLE_BYTES;
+
 /// What a system call of this file gives.
 pub type Result<T> = std::result::Result<T, Errno>;
 
@@ -125,6 +129,40 @@ pub fn learn_nameless(fd: BorrowedFd<'_>) {
     // SAFETY: without a name.
     let found = unsafe { statx_by(fd, ptr::null(), libc::AT_EMPTY_PATH, BASIC) };
     NAMELESS.store(found.is_ok(), Ordering::Relaxed);
+}
+
+/// `struct file_handle` with room for the longest handle.
+#[repr(C)]
+struct RawHandle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    handle: [u8; MAX_HANDLE_BYTES],
+}
+
+/// The handle of the inode that an fd is open on: what the broker seals. Comparing is all that a worker can do with it.
+pub fn handle_of(fd: BorrowedFd<'_>) -> Result<FileHandle> {
+    let mut raw =
+        RawHandle { bytes: MAX_HANDLE_BYTES as libc::c_uint, kind: 0, handle: [0; MAX_HANDLE_BYTES] };
+    let mut mount: libc::c_int = 0;
+    // SAFETY: `raw` has the layout of struct file_handle and says how much room there is; the name is NUL-terminated;
+    // `mount` is an int.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            fd.as_raw_fd(),
+            EMPTY.as_ptr(),
+            &raw mut raw,
+            &raw mut mount,
+            libc::AT_EMPTY_PATH,
+        )
+    })?;
+    let bytes = raw.handle.get(..raw.bytes as usize).and_then(|bytes| Bytes::new(bytes).ok());
+    Ok(FileHandle { handle_type: raw.kind, bytes: bytes.ok_or(Errno::EOVERFLOW)? })
+}
+
+/// Is the mount id of these attributes one that is never used again?
+pub fn has_unique_mount(st: &libc::statx) -> bool {
+    st.stx_mask & STATX_MNT_ID_UNIQUE != 0
 }
 
 /// What lookups and GETATTR need. Kernels before 6.8 ignore the unknown bit and leave the field 0, so the

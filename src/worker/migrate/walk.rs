@@ -117,7 +117,7 @@ pub fn open_at(fs: &FileSystem, directory: BorrowedFd<'_>, name: &CStr, flags: i
 /// Tells the broker of a mount whose root was walked to: only then can it seal what lies there.
 ///
 /// # Errors
-/// As [`crate::worker::fs::residence::Keeper::reached_mount`].
+/// As [`crate::worker::fs::keeper::Keeper::reached_mount`].
 pub fn reached(fs: &FileSystem, st: &libc::statx, fd: BorrowedFd<'_>) -> Result<()> {
     if st.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 == 0 {
         return Ok(());

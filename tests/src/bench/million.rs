@@ -31,7 +31,11 @@ pub struct Million {
     pub lookup: Measurement,
     /// GETATTR of files all over the set, the longest idle as well as others.
     pub getattr: Measurement,
-    /// READDIRPLUS of the directory, in replies of a page.
+    /// LOOKUP of each file once more.
+    pub revalidate: Measurement,
+    /// READDIRPLUS of the directory while all are looked up, in replies of a page.
+    pub again: Measurement,
+    /// The same when all are forgotten.
     pub readdirplus: Measurement,
     /// Before.
     pub empty: Memory,
@@ -76,17 +80,23 @@ pub fn run(spec: &DaemonSpec, fixture: &Fixture, count: usize, plan: &Plan) -> R
         return Ok(result);
     }
     result.getattr = use_all(&mut guest, lookup.nodes.clone());
+    result.revalidate = once(&mut guest, &mut ColdLookup::new(DEPTH, directory, count), DEPTH, LONG);
+    result.again = list(&mut guest, directory, count);
     guest.forget_all(&mut lookup.nodes)?;
     guest.tree.settle()?;
     result.forgotten = guest.tree.memory()?;
-
-    let mut readdirplus = ReadDirPlus::new(1, vec![directory], 4096, count, count);
-    result.readdirplus = once(&mut guest, &mut readdirplus, 1, LONG);
-    let complete = readdirplus.seen == count as u64;
-    if result.readdirplus.failure.is_none() && !complete {
-        result.readdirplus.failure = Some(format!("{} of {count} entries", readdirplus.seen));
-    }
+    result.readdirplus = list(&mut guest, directory, count);
     Ok(result)
+}
+
+/// READDIRPLUS of the whole directory, once.
+fn list(guest: &mut Guest, directory: u64, count: usize) -> Measurement {
+    let mut script = ReadDirPlus::new(1, vec![directory], 4096, count, count);
+    let mut listed = once(guest, &mut script, 1, LONG);
+    if listed.failure.is_none() && script.seen != count as u64 {
+        listed.failure = Some(format!("{} of {count} entries", script.seen));
+    }
+    listed
 }
 
 fn use_all(guest: &mut Guest, nodes: Vec<u64>) -> Measurement {

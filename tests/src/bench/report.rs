@@ -223,6 +223,10 @@ impl Results {
         row("lookup: ops/s", &|m| Some(m.lookup.operations as f64 / m.lookup.elapsed.as_secs_f64()));
         row("getattr over all: CPU, µs", &|m| Metric::DaemonCpu.of(&m.getattr));
         row("getattr over all: p99, µs", &|m| Metric::P99.of(&m.getattr));
+        row("lookup again: CPU, µs", &|m| Metric::DaemonCpu.of(&m.revalidate));
+        row("lookup again: ops/s", &|m| Metric::Throughput.of(&m.revalidate));
+        row("list again: CPU, µs an entry", &|m| Metric::DaemonCpu.of(&m.again));
+        row("list again: entries/s", &|m| Metric::Throughput.of(&m.again));
         row("readdirplus: CPU, µs an entry", &|m| Metric::DaemonCpu.of(&m.readdirplus));
         row("readdirplus: entries/s", &|m| Metric::Throughput.of(&m.readdirplus));
         row("private bytes an inode", &|m| m.bytes_per_inode().filter(|_| m.descriptors > 0));
@@ -244,7 +248,7 @@ impl Results {
         for (column, million) in &self.million {
             let failures = match million {
                 Err(e) => vec![e.clone()],
-                Ok(m) => [&m.lookup, &m.getattr, &m.readdirplus]
+                Ok(m) => [&m.lookup, &m.getattr, &m.revalidate, &m.again, &m.readdirplus]
                     .into_iter()
                     .flat_map(|m| m.failure.clone())
                     .collect(),
@@ -331,6 +335,8 @@ fn million_json(million: &Result<Million, String>) -> Value {
     json!({
         "lookup": part(&million.lookup),
         "getattr": part(&million.getattr),
+        "revalidate": part(&million.revalidate),
+        "again": part(&million.again),
         "readdirplus": part(&million.readdirplus),
         "bytes_per_inode": million.bytes_per_inode(),
         "descriptors": million.descriptors,

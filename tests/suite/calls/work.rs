@@ -150,7 +150,7 @@ fn creations_by_others(client: &mut Client) {
     client.caller = Caller::default();
 }
 
-/// More inodes than fds: they are sealed, and opened again.
+/// More inodes than fds: they are sealed, and opened and looked up again.
 pub fn many_inodes(share: &Share, traced: &mut Traced) {
     let name = |number: u32| format!("file-{number}");
     (0..300).for_each(|number| drop(share.write(name(number), "")));
@@ -160,6 +160,7 @@ pub fn many_inodes(share: &Share, traced: &mut Traced) {
     for node in nodes {
         client.getattr(node, None).expect("GETATTR");
     }
+    (0..300).for_each(|number| drop(client.lookup(ROOT, name(number)).expect("LOOKUP of what is known")));
 }
 
 /// Guest memory goes away under the rings.
