@@ -79,25 +79,30 @@ impl Scratch {
         self.readable.clear();
         self.writable.clear();
         self.written.clear();
-        let (mut readable_len, mut writable_len) = (0usize, 0usize);
+        let (mut readable_len, mut writable_len, mut number) = (0usize, 0usize, 0usize);
         let mut regions = Regions::new(memory);
         while let Some(descriptor) = chain.next(&mut regions)? {
             let Descriptor { address, length, .. } = descriptor;
             let outside = ChainError::OutsideMemory { address: address.raw_value(), length };
             if descriptor.writable {
                 pieces(&mut regions, address, length, |at, piece| {
+                    number += 1;
                     self.written.push((at, piece.iov_len));
-                    self.writable.push(piece);
+                    append(&mut self.writable, piece);
                 })
                 .ok_or(outside)?;
                 writable_len += length as usize;
             } else if self.writable.is_empty() {
-                pieces(&mut regions, address, length, |_, piece| self.readable.push(piece)).ok_or(outside)?;
+                pieces(&mut regions, address, length, |_, piece| {
+                    number += 1;
+                    append(&mut self.readable, piece);
+                })
+                .ok_or(outside)?;
                 readable_len += length as usize;
             } else {
                 return Err(ChainError::WrongOrder);
             }
-            if self.readable.len() + self.writable.len() > MAX_PIECES {
+            if number > MAX_PIECES {
                 return Err(ChainError::TooManyPieces);
             }
         }
@@ -171,6 +176,16 @@ fn pieces<B: Bitmap + 'static>(
         }
     }
     Some(())
+}
+
+/// Adds a piece to the one before, where it goes on right behind that: the kernel copies what is one in one go.
+fn append(list: &mut Vec<libc::iovec>, piece: libc::iovec) {
+    match list.last_mut() {
+        Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == piece.iov_base => {
+            last.iov_len += piece.iov_len;
+        }
+        _ => list.push(piece),
+    }
 }
 
 impl<B: Bitmap + 'static> Buffers<'_, B> {
@@ -360,5 +375,52 @@ impl Pieces<'_> {
             left -= n;
             skip = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::super::chain::Table;
+    use super::*;
+
+    /// `VIRTQ_DESC_F_NEXT`, `VIRTQ_DESC_F_WRITE`
+    const FLAGS: [u64; 2] = [1, 2];
+
+    #[test]
+    fn what_lies_side_by_side_is_one_piece() {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap();
+        // To read: a header, three pages in a row and one apart. To write: two pages in the wrong order.
+        let buffers = [
+            (0x100, 40),
+            (0x1000, 0x1000),
+            (0x2000, 0x1000),
+            (0x3000, 0x800),
+            (0x4000, 0x10),
+            (0x6000, 0x1000),
+            (0x5000, 0x1000),
+        ];
+        for (index, (address, length)) in buffers.into_iter().enumerate() {
+            let next = if index + 1 < buffers.len() { FLAGS[0] } else { 0 };
+            let flags = next | if index >= 5 { FLAGS[1] } else { 0 };
+            let rest = length | flags << 32 | (index as u64 + 1) << 48;
+            let at = GuestAddress(16 * index as u64);
+            memory.write_obj(address, at).unwrap();
+            memory.write_obj(rest, GuestAddress(at.0 + 8)).unwrap();
+        }
+        let mut scratch = Scratch::default();
+        scratch.load(&memory, Chain::new(Table { address: GuestAddress(0), size: 8 }, 0));
+        let lengths = |list: &[libc::iovec]| list.iter().map(|piece| piece.iov_len).collect::<Vec<_>>();
+        let mut found = scratch.buffers(&memory).unwrap();
+        assert_eq!((found.readable_len(), found.writable_len()), (40 + 0x2810, 0x2000));
+        let mut seen = Vec::new();
+        let taken = found.data(40).drain(usize::MAX, |pieces, _| {
+            seen.extend(lengths(pieces));
+            Ok(pieces.iter().map(|piece| piece.iov_len).sum())
+        });
+        assert_eq!((taken, seen), (Ok(0x2810), vec![0x2800, 0x10]));
+        assert_eq!(lengths(&scratch.writable), [0x1000, 0x1000]);
+        assert_eq!(scratch.written, [(GuestAddress(0x6000), 0x1000), (GuestAddress(0x5000), 0x1000)]);
     }
 }
