@@ -78,7 +78,12 @@ impl Shown {
         };
         gauge("uptime", "Since the start.", Some(&Unit::Seconds), snapshot.uptime_seconds)?;
         gauge("inodes", "Inodes that the guest knows.", None, snapshot.inodes as f64)?;
-        gauge("hot_inodes", "Inodes kept by a file descriptor.", None, snapshot.hot_inodes as f64)?;
+        gauge(
+            "hot_inodes",
+            "Inodes kept by a file descriptor; up to 15 a thread may be counted too many.",
+            None,
+            snapshot.hot_inodes as f64,
+        )?;
         gauge("handles", "Open files and directories.", None, snapshot.handles as f64)?;
         let mut limits = encoder.encode_descriptor("limit", "Limits in force.", None, MetricType::Gauge)?;
         for (name, limit) in &subject.limits {
