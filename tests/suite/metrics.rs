@@ -306,35 +306,46 @@ fn asked(watched: &Watched, kind: &str) -> usize {
     samples.get(&name).copied().unwrap_or(0.0) as usize
 }
 
+/// A guest that has looked up so many files, named and filled with their numbers: more than there can be fds for.
+fn with_many_known(files: usize, test: impl FnOnce(&mut Watched, &[u64]) + Send) {
+    bounded(LIMIT, || {
+        let share = Share::new();
+        for file in 0..files {
+            share.write(file.to_string(), file.to_string());
+        }
+        let mut watched = Watched::start(&share, &["--rlimit-nofile=512"]);
+        let nodes = look_up(&mut watched, files);
+        test(&mut watched, &nodes);
+        assert!(watched.session.finish().0.success());
+    });
+}
+
+/// LOOKUP of each of these files.
+fn look_up(watched: &mut Watched, files: usize) -> Vec<u64> {
+    let client = watched.session.client();
+    (0..files).map(|file| client.lookup(ROOT, file.to_string()).unwrap().nodeid).collect()
+}
+
 /// Inodes without an fd get theirs together: those of the requests that are in the queue, and those that come next where
 /// somebody goes through them in order. Each costs the broker a request otherwise.
 #[test]
 fn cold_inodes_are_opened_together() {
     const FILES: usize = 2000;
-    bounded(LIMIT, || {
-        let share = Share::new();
-        for file in 0..FILES {
-            share.write(file.to_string(), file.to_string());
-        }
-        let mut watched = Watched::start(&share, &["--rlimit-nofile=512"]);
-        let client = watched.session.client();
-        let nodes: Vec<u64> =
-            (0..FILES).map(|file| client.lookup(ROOT, file.to_string()).unwrap().nodeid).collect();
-        let at_first = reopened(&watched);
+    with_many_known(FILES, |watched, nodes| {
+        let at_first = reopened(watched);
         // One after another, in order.
         let client = watched.session.client();
         for (file, node) in nodes.iter().enumerate() {
             assert_eq!(client.getattr(*node, None).unwrap().attr.size, file.to_string().len() as u64);
         }
-        let in_order = reopened(&watched);
+        let in_order = reopened(watched);
         // Several at a time, all over.
         let order: Vec<u64> = (0..FILES).map(|n| nodes[n * 771 % FILES]).collect();
         use_together(watched.session.client(), &order);
-        let all_over = reopened(&watched);
+        let all_over = reopened(watched);
         let (in_order, all_over) = (in_order - at_first, all_over - in_order);
         assert!((1..FILES / 16).contains(&in_order), "{in_order} requests for {FILES} inodes in order");
         assert!((1..FILES / 2).contains(&all_over), "{all_over} requests for {FILES} inodes all over");
-        assert!(watched.session.finish().0.success());
     });
 }
 
@@ -342,20 +353,12 @@ fn cold_inodes_are_opened_together() {
 #[test]
 fn a_look_at_everything_leaves_what_is_used_often() {
     const FILES: usize = 2000;
-    bounded(LIMIT, || {
-        let share = Share::new();
-        for file in 0..FILES {
-            share.write(file.to_string(), file.to_string());
-        }
-        let mut watched = Watched::start(&share, &["--rlimit-nofile=512"]);
-        let client = watched.session.client();
-        let nodes: Vec<u64> =
-            (0..FILES).map(|file| client.lookup(ROOT, file.to_string()).unwrap().nodeid).collect();
+    with_many_known(FILES, |watched, nodes| {
         let (often, once) = nodes.split_at(2 * DEPTH);
         let mut asked = |nodes: &[u64]| {
-            let before = reopened(&watched);
+            let before = reopened(watched);
             use_together(watched.session.client(), nodes);
-            reopened(&watched) - before
+            reopened(watched) - before
         };
         assert!(asked(often) > 0, "they were looked up first, and pushed out by the others");
         assert!(asked(often) > 0, "they were used once, for which none is kept");
@@ -363,7 +366,6 @@ fn a_look_at_everything_leaves_what_is_used_often() {
         let all_over: Vec<u64> = (0..once.len()).map(|n| once[n * 771 % once.len()]).collect();
         assert!(asked(&all_over) > once.len() / DEPTH / 2);
         assert_eq!(asked(often), 0, "none of the others was used twice");
-        assert!(watched.session.finish().0.success());
     });
 }
 
@@ -371,17 +373,8 @@ fn a_look_at_everything_leaves_what_is_used_often() {
 #[test]
 fn what_is_listed_again_stays_cold() {
     const FILES: usize = 1000;
-    bounded(LIMIT, || {
-        let share = Share::new();
-        for file in 0..FILES {
-            share.write(file.to_string(), file.to_string());
-        }
-        let mut watched = Watched::start(&share, &["--rlimit-nofile=512"]);
-        let client = watched.session.client();
-        let nodes: BTreeMap<String, u64> = (0..FILES)
-            .map(|file| (file.to_string(), client.lookup(ROOT, file.to_string()).unwrap().nodeid))
-            .collect();
-        let before = ["Seal", "Reopen"].map(|kind| asked(&watched, kind));
+    with_many_known(FILES, |watched, nodes| {
+        let before = ["Seal", "Reopen"].map(|kind| asked(watched, kind));
         assert!(before[0] > 0, "they are more than can be hot");
         let client = watched.session.client();
         let fh = client.opendir(ROOT).unwrap().fh;
@@ -393,27 +386,25 @@ fn what_is_listed_again_stays_cold() {
             for entry in entries.iter().filter(|entry| entry.name != b"." && entry.name != b"..") {
                 let name = std::str::from_utf8(&entry.name).unwrap();
                 let found = entry.entry.as_ref().unwrap();
-                assert_eq!((found.nodeid, found.attr.size), (nodes[name], name.len() as u64), "{name}");
+                let node = nodes[name.parse::<usize>().unwrap()];
+                assert_eq!((found.nodeid, found.attr.size), (node, name.len() as u64), "{name}");
                 seen += 1;
             }
         }
         assert_eq!(seen, FILES);
-        assert_eq!(["Seal", "Reopen"].map(|kind| asked(&watched, kind)), before);
+        assert_eq!(["Seal", "Reopen"].map(|kind| asked(watched, kind)), before);
         // Both references count: one given up, the other holds.
         let client = watched.session.client();
-        for node in nodes.values() {
+        for node in nodes {
             client.forget(*node, 1);
         }
-        assert_eq!(client.getattr(nodes["999"], None).unwrap().attr.size, 3);
-        assert!(watched.session.finish().0.success());
+        assert_eq!(client.getattr(nodes[999], None).unwrap().attr.size, 3);
     });
 }
 
 /// Has a node an fd, after so many others were looked up (and were forgotten again)?
 fn is_hot_after_others(watched: &mut Watched, node: u64, others: usize) -> bool {
-    let client = watched.session.client();
-    let others: Vec<u64> =
-        (0..others).map(|file| client.lookup(ROOT, file.to_string()).unwrap().nodeid).collect();
+    let others = look_up(watched, others);
     let before = reopened(watched);
     let client = watched.session.client();
     client.getattr(node, None).unwrap();

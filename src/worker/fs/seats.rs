@@ -35,8 +35,8 @@ impl Bounds {
     pub fn within(nofile: u64, queues: u64) -> Self {
         let reserve = RESERVED.saturating_add(queues.saturating_mul(RESERVED_FOR_A_QUEUE));
         let total = nofile.saturating_sub(reserve).max(nofile / LEAST).max(2);
-        // Of the last ones each thread may take several together.
-        let beyond = queues.saturating_mul(together(total) - 1);
+        // Of the last ones each thread may take several of each kind together.
+        let beyond = queues.saturating_mul(KINDS as u64 * (together(total) - 1));
         let total = total - beyond.min(total / 2);
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Bounds {
