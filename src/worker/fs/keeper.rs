@@ -220,7 +220,7 @@ impl Keeper {
 
     /// Makes cold inodes hot together, with one request to the broker; up to [`MAX_FDS`], each once. What can't be opened
     /// stays cold: whoever uses it is told why.
-    pub fn prefetch(&self, inodes: &[Arc<Inode>]) {
+    fn prefetch(&self, inodes: &[Arc<Inode>]) {
         self.warm_all(self.open_together(inodes));
     }
 
