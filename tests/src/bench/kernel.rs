@@ -29,7 +29,14 @@ const CACHED: Duration = Duration::from_millis(1100);
 /// Size of fio's file.
 const FIO_SIZE: &str = "64M";
 
-/// One of them.
+/// Programs whose files others work on.
+const TAR: &str = "tar x";
+const CLONE: &str = "git clone";
+const COPY: &str = "cp -r crate";
+const BUILD: &str = "cargo build";
+const FIO: &str = "fio write 1M";
+
+/// A module of the crate.
 const MODULE: &str = "#[derive(Clone, Debug, PartialEq, Eq, Hash)]\npub struct S(u32, Vec<u8>);\n\
                       pub fn f(x: u32) -> u32 { S(x, vec![1; 3]).clone().0.rotate_left(3) }\n";
 
@@ -55,14 +62,21 @@ pub struct Outcome {
     pub failures: Vec<String>,
 }
 
-/// A program and how it is called, in the order in which they are run: the later ones work on what the earlier
-/// ones made.
+/// A program and how it is called.
 struct Step {
     name: &'static str,
+    /// Those whose files it works on, in the order in which they are run.
+    after: &'static [&'static str],
     /// A file that must be younger than all others for the program to do the same work each time.
     youngest: Option<String>,
     program: &'static str,
     arguments: Vec<String>,
+}
+
+impl Step {
+    fn after(self, earlier: &'static [&'static str]) -> Step {
+        Step { after: earlier, ..self }
+    }
 }
 
 /// Where the programs take their input from, outside of all shares.
@@ -122,12 +136,30 @@ impl Sources {
         self.dir.path().join(name)
     }
 
-    fn steps(&self, work: &Path) -> Vec<Step> {
+    /// The programs whose names contain one of `filters` (all, if there are none), and those that they work on the
+    /// files of, in the order in which they are run.
+    fn steps(&self, work: &Path, filters: &[String]) -> Vec<Step> {
+        let mut steps = self.all_steps(work);
+        let mut wanted: Vec<&str> = steps.iter().map(|step| step.name).collect();
+        if !filters.is_empty() {
+            wanted.retain(|name| filters.iter().any(|filter| name.contains(filter.as_str())));
+        }
+        for step in steps.iter().rev() {
+            if wanted.contains(&step.name) {
+                wanted.extend(step.after);
+            }
+        }
+        steps.retain(|step| wanted.contains(&step.name));
+        steps
+    }
+
+    fn all_steps(&self, work: &Path) -> Vec<Step> {
         let source = |name: &str| self.path(name).display().to_string();
         let work = |name: &str| work.join(name).display().to_string();
         let step = |name, program, arguments: &[String]| Step {
             name,
             program,
+            after: &[],
             arguments: arguments.to_vec(),
             youngest: None,
         };
@@ -142,12 +174,13 @@ impl Sources {
         };
         let git_clone = words("clone --quiet --no-hardlinks");
         vec![
-            step("tar x", "tar", &["-xf".into(), source("tree.tar"), "-C".into(), work("")]),
-            step("diff -r", "diff", &["-r".into(), "--exclude=.git".into(), source("tree"), work("tree")]),
-            step("find", "find", &[vec![work("tree")], words("-type f -size +1k")].concat()),
-            step("rg", "rg", &["--count".into(), "function_24".into(), work("tree")]),
-            step("grep -r", "grep", &["-rc".into(), "function_24".into(), work("tree")]),
-            step("git clone", "git", &[git_clone, vec![source("tree"), work("clone")]].concat()),
+            step(TAR, "tar", &["-xf".into(), source("tree.tar"), "-C".into(), work("")]),
+            step("diff -r", "diff", &["-r".into(), "--exclude=.git".into(), source("tree"), work("tree")])
+                .after(&[TAR]),
+            step("find", "find", &[vec![work("tree")], words("-type f -size +1k")].concat()).after(&[TAR]),
+            step("rg", "rg", &["--count".into(), "function_24".into(), work("tree")]).after(&[TAR]),
+            step("grep -r", "grep", &["-rc".into(), "function_24".into(), work("tree")]).after(&[TAR]),
+            step(CLONE, "git", &[git_clone, vec![source("tree"), work("clone")]].concat()),
             Step {
                 // It reads all files again that were written within the same second as the index, or later.
                 youngest: Some(work("clone/.git/index")),
@@ -156,10 +189,11 @@ impl Sources {
                     "git",
                     &["-C".into(), work("clone"), "status".into(), "--porcelain".into()],
                 )
+                .after(&[CLONE])
             },
-            step("cp -r crate", "cp", &["-r".into(), source("crate"), work("crate")]),
+            step(COPY, "cp", &["-r".into(), source("crate"), work("crate")]),
             step(
-                "cargo build",
+                BUILD,
                 "cargo",
                 &[
                     "build".into(),
@@ -168,12 +202,14 @@ impl Sources {
                     format!("--manifest-path={}", work("crate/Cargo.toml")),
                     format!("--target-dir={}", work("target")),
                 ],
-            ),
-            fio("fio write 1M", "write", "1M"),
-            fio("fio read 1M", "read", "1M"),
-            fio("fio randread 4k", "randread", "4k"),
-            fio("fio randwrite 4k", "randwrite", "4k"),
-            step("rm -r", "rm", &["-r".into(), work("tree"), work("clone"), work("crate"), work("target")]),
+            )
+            .after(&[COPY]),
+            fio(FIO, "write", "1M"),
+            fio("fio read 1M", "read", "1M").after(&[FIO]),
+            fio("fio randread 4k", "randread", "4k").after(&[FIO]),
+            fio("fio randwrite 4k", "randwrite", "4k").after(&[FIO]),
+            step("rm -r", "rm", &["-r".into(), work("tree"), work("clone"), work("crate"), work("target")])
+                .after(&[TAR, CLONE, COPY, BUILD]),
         ]
     }
 }
@@ -190,29 +226,37 @@ fn succeed(command: &mut Command) -> io::Result<()> {
     Err(io::Error::other(format!("{text}: {}: {}", output.status, stderr.trim())))
 }
 
-/// Runs all programs on each daemon, and on the directory itself, in each round; with up to this many queues,
-/// as far as a daemon has them.
-pub fn run(
-    daemons: &[DaemonSpec],
-    fixture: &Fixture,
-    queues: u16,
-    rounds: usize,
-    mut progress: impl FnMut(&str),
-) -> io::Result<Outcome> {
+/// What is to be run.
+#[derive(Debug)]
+pub struct Plan {
+    /// On each of them, and on the directory itself.
+    pub daemons: Vec<DaemonSpec>,
+    /// Only programs whose names contain one of these, and those that they need; all, if there are none.
+    pub filters: Vec<String>,
+    /// Up to this many, as far as a daemon has them.
+    pub queues: u16,
+    /// Of which the medians are taken.
+    pub rounds: usize,
+}
+
+/// Runs the programs of a plan.
+pub fn run(plan: &Plan, fixture: &Fixture, mut progress: impl FnMut(&str)) -> io::Result<Outcome> {
+    let Plan { daemons, filters, rounds, .. } = plan;
     let sources = Sources::make()?;
-    let programs = sources.steps(Path::new("/")).iter().map(|step| step.name).collect();
+    let programs = sources.steps(Path::new("/"), filters).iter().map(|step| step.name).collect();
     let mut outcome = Outcome { programs, ..Default::default() };
-    for round in 0..rounds {
+    for round in 0..*rounds {
         let first = round % daemons.len().max(1);
         for spec in daemons[first..].iter().chain(&daemons[..first]) {
             progress(&format!("round {} of {rounds}, {}", round + 1, spec.name));
-            if let Err(e) = on_daemon(spec, spec.request_queues(queues), &sources, fixture, &mut outcome) {
+            let on_daemon = on_daemon(spec, plan, &sources, fixture, &mut outcome);
+            if let Err(e) = on_daemon {
                 outcome.failures.push(format!("{}: {e}", spec.name));
             }
         }
         let work = fixture.join("programs");
         fs::create_dir_all(&work)?;
-        for step in sources.steps(&work) {
+        for step in sources.steps(&work, filters) {
             outcome.add(
                 &step,
                 NATIVE,
@@ -258,11 +302,12 @@ fn prepare(step: &Step) -> Result<(), String> {
 
 fn on_daemon(
     spec: &DaemonSpec,
-    queues: u16,
+    plan: &Plan,
     sources: &Sources,
     fixture: &Fixture,
     outcome: &mut Outcome,
 ) -> Result<(), Failure> {
+    let queues = spec.request_queues(plan.queues);
     let mountpoint = TempDir::short();
     let daemon = spec.command(fixture.path(), queues, false).start();
     let bridge = Bridge::connect(daemon.connect(), mountpoint.path(), BridgeOptions::with_queues(queues))
@@ -270,7 +315,7 @@ fn on_daemon(
     let tree = ProcessTree::of(&daemon)?;
     let work = bridge.path().join("programs");
     fs::create_dir(&work)?;
-    for step in sources.steps(&work) {
+    for step in sources.steps(&work, &plan.filters) {
         if let Err(e) = prepare(&step) {
             outcome.failures.push(format!("{} on {}: {e}", step.name, spec.name));
             continue;

@@ -106,6 +106,8 @@ struct SyscallArguments {
 
 #[derive(Debug, Args)]
 struct KernelArguments {
+    /// Only programs whose names contain one of these, and those that they work on the files of.
+    filters: Vec<String>,
     #[command(flatten)]
     common: Common,
     /// Rounds, of which the medians are taken.
@@ -266,9 +268,13 @@ fn count_syscalls(arguments: &SyscallArguments) -> io::Result<bool> {
 fn run_programs(arguments: &KernelArguments) -> io::Result<bool> {
     let fixture = Fixture::new(arguments.common.dir.as_deref(), QUICK)?;
     let daemons = arguments.common.daemons();
-    let outcome = kernel::run(&daemons, &fixture, arguments.queues, arguments.rounds.into(), |what| {
-        eprintln!("{what} ...");
-    })?;
+    let plan = kernel::Plan {
+        daemons,
+        filters: arguments.filters.clone(),
+        queues: arguments.queues,
+        rounds: arguments.rounds.into(),
+    };
+    let outcome = kernel::run(&plan, &fixture, |what| eprintln!("{what} ..."))?;
     let mut out = io::stdout().lock();
     if arguments.common.json {
         let mut programs: BTreeMap<&str, BTreeMap<&str, _>> = BTreeMap::new();
@@ -277,7 +283,7 @@ fn run_programs(arguments: &KernelArguments) -> io::Result<bool> {
         }
         writeln!(out, "{:#}", json!({"programs": programs, "failures": outcome.failures}))?;
     } else {
-        write!(out, "{}", report::programs(&daemons, &outcome))?;
+        write!(out, "{}", report::programs(&plan.daemons, &outcome))?;
     }
     Ok(outcome.failures.is_empty())
 }
