@@ -5,7 +5,8 @@
 //! itself after each reply. Which it is shows in what came of it before: after looking in vain, the thread sleeps at
 //! once, the next time twice as often, up to [`MOST_SKIPPED`] times, and then tries again. A look that found something so
 //! late that a sleep had cost less may have met a guest that was just waking up; if the next one is late, too, it was
-//! in vain.
+//! in vain. So is one during which another thread ran on this CPU: it is wanted, perhaps by the guest itself, which can
+//! make no request as long as this thread looks for one.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,9 @@ const MOST_SKIPPED: u8 = 63;
 /// What a guest that is awake needs for its next request. Whoever looks longer lets others have the CPU that want it, the
 /// guest's own CPUs perhaps.
 const UNDISTURBED: Duration = Duration::from_micros(2);
+
+/// A yield that takes this long has let another thread run: one that returns at once takes a quarter of it.
+const SWITCHED: Duration = Duration::from_micros(1);
 
 /// One virtqueue's habit.
 pub struct Poll {
@@ -52,15 +56,18 @@ impl Poll {
         let start = Instant::now();
         let mut spent = Duration::ZERO;
         loop {
-            if spent < UNDISTURBED {
-                std::hint::spin_loop();
-            } else {
+            let yields = spent >= UNDISTURBED;
+            if yields {
                 std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
             }
             let found = look()?;
-            spent = start.elapsed();
-            if found || spent >= self.most {
-                self.learn(found, spent);
+            let turn = start.elapsed() - spent;
+            spent += turn;
+            let shared = yields && turn >= SWITCHED;
+            if found || shared || spent >= self.most {
+                self.learn(found && !shared, spent);
                 return Ok(found);
             }
         }
