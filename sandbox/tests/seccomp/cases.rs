@@ -58,6 +58,7 @@ pub const CASES: &[Case] = &[
     case("files/fchownat", &[NO], Other("fchown", &[NO])),
     case("files/utimensat", &[NO, 1], Other("settimeofday", &[1])),
     case("files/name_to_handle_at:AT_EMPTY_PATH", &[NO, 0, 0, 0, 0x1000], Other("open_by_handle_at", &[NO])),
+    case("files/open_tree:OPEN_TREE_CLOEXEC|AT_EMPTY_PATH", &[NO, 0, 0x81000], Same(&[NO, 0, 0x81001])),
     case("files/mkdirat", &[NO], Other("chroot", &[])),
     case("files/mknodat:S_IFREG", &[NO, 0, 0x8000], Same(&[NO, 0, 0x6000])),
     case("files/mknodat:S_IFIFO", &[NO, 0, 0x1000], Same(&[NO, 0, 0x4000])),

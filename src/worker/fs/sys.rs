@@ -76,6 +76,15 @@ pub fn openat(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) -> Result
     owned(fd as libc::c_int)
 }
 
+/// An `O_PATH` fd of what any fd is open on: `open_tree` without `OPEN_TREE_CLONE` is an `open` that takes an empty path,
+/// and needs half the time of one through `/proc/self/fd`.
+pub fn path_fd(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = libc::AT_EMPTY_PATH as u32 | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the path is NUL-terminated; the call touches no other memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, fd.as_raw_fd(), EMPTY.as_ptr(), flags) };
+    owned(fd as libc::c_int)
+}
+
 /// An fd that is closed by number, as [`openat`] opens; nobody cares what `close` says.
 pub struct QuickFd(ManuallyDrop<OwnedFd>);
 
