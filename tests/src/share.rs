@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::paths;
 
@@ -74,7 +74,7 @@ fn remove_tree(path: &Path, device: u64) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Share {
     /// Unmounted before the directory is removed.
-    _mount: Option<OwnFileSystem>,
+    _mount: Option<Mounted>,
     dir: TempDir,
 }
 
@@ -92,11 +92,20 @@ impl Share {
         Share { _mount: None, dir }
     }
 
+    /// An empty share on a tmpfs. What syncs a file system, as the unmounting of an overlay does, would wait on a disk
+    /// until all is written that the machine wrote lately: a build, for some 40 s.
+    pub fn in_memory() -> Share {
+        let dir = TempDir::short();
+        mount(Some("share"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("mode=777"))
+            .unwrap_or_else(|e| panic!("cannot mount a tmpfs on {}: {e}", dir.path().display()));
+        Share { _mount: Some(Mounted(dir.path().to_owned())), dir }
+    }
+
     /// An empty share on a new ext4 that has room for so many small files: making them takes the same time whatever
     /// else happens on the disk, and removing them takes none.
     pub fn on_own_file_system(files: usize) -> Share {
         let dir = TempDir::on_disk();
-        let mount = OwnFileSystem::new(dir.path(), files).unwrap_or_else(|e| panic!("{e}"));
+        let mount = new_file_system(dir.path(), files).unwrap_or_else(|e| panic!("{e}"));
         fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("chmod of an own directory");
         Share { _mount: Some(mount), dir }
     }
@@ -127,25 +136,24 @@ impl Share {
 }
 
 /// A file system in a file that is gone already, mounted on a directory.
-#[derive(Debug)]
-struct OwnFileSystem(PathBuf);
-
-impl OwnFileSystem {
-    fn new(on: &Path, files: usize) -> io::Result<OwnFileSystem> {
-        let image = on.with_extension("ext4");
-        File::create_new(&image)?.set_len((1 << 30) + files as u64 * 1024)?;
-        let mut mkfs = Command::new("mkfs.ext4");
-        // Contents of some bytes lie in the inodes.
-        mkfs.args(["-q", "-F", "-O", "inline_data", "-N", &(files + files / 50 + 1000).to_string()]);
-        let made = succeed(mkfs.arg(&image))
-            .and_then(|()| succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(on)));
-        // From now on the loop device keeps it.
-        fs::remove_file(&image)?;
-        made.map(|()| OwnFileSystem(on.to_owned()))
-    }
+fn new_file_system(on: &Path, files: usize) -> io::Result<Mounted> {
+    let image = on.with_extension("ext4");
+    File::create_new(&image)?.set_len((1 << 30) + files as u64 * 1024)?;
+    let mut mkfs = Command::new("mkfs.ext4");
+    // Contents of some bytes lie in the inodes.
+    mkfs.args(["-q", "-F", "-O", "inline_data", "-N", &(files + files / 50 + 1000).to_string()]);
+    let made = succeed(mkfs.arg(&image))
+        .and_then(|()| succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(on)));
+    // From now on the loop device keeps it.
+    fs::remove_file(&image)?;
+    made.map(|()| Mounted(on.to_owned()))
 }
 
-impl Drop for OwnFileSystem {
+/// A share's own mount.
+#[derive(Debug)]
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
     fn drop(&mut self) {
         // Daemons that were just killed may still have their copies of it.
         if let Err(e) = umount2(&self.0, MntFlags::MNT_DETACH) {

@@ -2,6 +2,8 @@
 //! confinement, features that are negotiated, locks, ioctls, logging. All of it is about our daemon, whatever
 //! `VIRTIOFSD_TEST_DAEMON` says.
 
+#[path = "features/flush.rs"]
+mod flush;
 #[path = "features/follow.rs"]
 mod follow;
 #[path = "features/follow_cases.rs"]
@@ -54,8 +56,17 @@ fn with_client(args: &[&str], test: impl FnOnce(&Share, &mut Client) + Send) {
 
 /// Returns what the daemon wrote to stderr.
 fn with_session(args: &[&str], test: impl FnOnce(&Share, &mut Session) + Send) -> String {
+    with_session_on(Share::new, args, test)
+}
+
+/// The same with another kind of share.
+fn with_session_on(
+    share: impl FnOnce() -> Share + Send,
+    args: &[&str],
+    test: impl FnOnce(&Share, &mut Session) + Send,
+) -> String {
     bounded(LIMIT, || {
-        let share = Share::new();
+        let share = share();
         let mut session = Session::start(command(&share).args(args), DeviceConfig::default());
         test(&share, &mut session);
         let (status, stderr) = session.finish();

@@ -1,14 +1,13 @@
 //! MKNOD, MKDIR, SYMLINK, CREATE, TMPFILE: everything that makes a new inode runs as the guest's user.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::inodes::Inode;
 use super::open::Opened;
-use super::seats::HandleSeat;
 use super::sys::{self, Result};
 use super::{Entry, FileSystem, Thread, Use};
 use crate::worker::fuse::operation::{Context, CreateExtensions, FileName, GuestGid, Open, SuppGroups};
@@ -185,20 +184,14 @@ impl FileSystem {
                     self.undo(&parent, name.as_cstr(), 0);
                 })?;
                 self.track_created(&parent, name.as_cstr(), &entry);
-                self.opened(entry, open, file, seat)
+                let opened = self.opened(thread, self.inode(entry.node)?, open, file, seat);
+                Ok((entry, opened))
             }
             Err(Errno::EEXIST) if open.flags & libc::O_EXCL as u32 == 0 => {
                 self.open_existing(thread, &parent, name.as_cstr(), open)
             }
             Err(e) => Err(e),
         }
-    }
-
-    /// The handle of a file that CREATE or TMPFILE has just made.
-    fn opened(&self, entry: Entry, open: Open, file: OwnedFd, seat: HandleSeat) -> Result<(Entry, Opened)> {
-        let inode = self.inode(entry.node)?;
-        let handle = self.handles.insert(inode, open.flags, file, seat);
-        Ok((entry, Opened { handle, flags: self.file_cache_flags(open.flags) }))
     }
 
     /// CREATE of a name that the guest didn't know to be there.
@@ -249,12 +242,19 @@ impl FileSystem {
         let file = sys::openat(self.fd(&parent)?.as_fd(), c".", flags, mode & 0o7777)?;
         let fd = self.path_fd(file.as_fd());
         let entry = self.created_fd(thread, &parent, fd, ext)?;
-        self.opened(entry, open, file, seat)
+        let opened = self.opened(thread, self.inode(entry.node)?, open, file, seat);
+        Ok((entry, opened))
     }
 
     /// An `O_PATH` fd of exactly the inode that a file is open on, whatever became of its name.
-    fn path_fd(&self, file: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd> {
-        let name = sys::FdName::new(file);
-        sys::openat(self.fd_directory(), name.as_cstr(), libc::O_PATH, 0)
+    fn path_fd(&self, file: BorrowedFd<'_>) -> Result<OwnedFd> {
+        match sys::path_fd(file) {
+            // A container's filter of system calls may know nothing of open_tree.
+            Err(Errno::ENOSYS | Errno::EPERM) => {
+                let name = sys::FdName::new(file);
+                sys::openat(self.fd_directory(), name.as_cstr(), libc::O_PATH, 0)
+            }
+            fd => fd,
+        }
     }
 }

@@ -9,6 +9,7 @@ use sandbox::credentials::ThreadCredentials;
 
 use super::FileSystem;
 use super::lookup::Habit;
+use super::silence::SilentMount;
 use super::sys::{self, Result};
 use crate::config::Negotiate;
 use crate::worker::fuse::negotiate::Negotiated;
@@ -25,6 +26,8 @@ pub struct Thread {
     pub(super) habit: Habit,
     /// What to expect of the next entry of a directory that is listed with attributes.
     pub(super) listing: Habit,
+    /// Where files need no FLUSH.
+    pub(super) silent_mount: SilentMount,
     /// Lists of attribute names: the host's, and what the guest may see of it.
     names: (Vec<u8>, Vec<u8>),
 }
@@ -45,6 +48,7 @@ impl Thread {
             session: Negotiated::default(),
             seen: 0,
             habit: Habit::default(),
+            silent_mount: SilentMount::default(),
             listing: Habit::default(),
             names: (Vec::new(), Vec::new()),
         })

@@ -43,6 +43,12 @@ impl Identity {
         }
     }
 
+    /// Is the mount's id one that is never used again? Those are counted from 2^31 on, so that nobody takes one for the
+    /// other (`MNT_UNIQUE_ID_OFFSET` in `fs/namespace.c`).
+    pub fn has_unique_mount(&self) -> bool {
+        self.mount >= 1 << 31
+    }
+
     /// Whether both are on the same mounted file system.
     pub fn same_volume(&self, other: &Identity) -> bool {
         self.mount == other.mount && self.device == other.device

@@ -30,6 +30,7 @@ pub(in crate::worker) mod residence;
 mod seats;
 mod session;
 mod setid;
+mod silence;
 mod slots;
 mod sync;
 pub(in crate::worker) mod sys;

@@ -1,9 +1,12 @@
 //! OPEN, RELEASE, OPENDIR, RELEASEDIR, FLUSH.
 
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
 use nix::errno::Errno;
-use std::os::fd::AsFd;
 
 use super::handles::Handle;
+use super::seats::HandleSeat;
 use super::setid::SetId;
 use super::sys::{self, Result};
 use super::{FileSystem, Inode, Thread};
@@ -48,12 +51,7 @@ impl FileSystem {
     }
 
     /// Opens a regular file that is already known.
-    pub(super) fn open_inode(
-        &self,
-        thread: &mut Thread,
-        inode: std::sync::Arc<Inode>,
-        open: Open,
-    ) -> Result<Opened> {
+    pub(super) fn open_inode(&self, thread: &mut Thread, inode: Arc<Inode>, open: Open) -> Result<Opened> {
         let flags = self.host_flags(thread.session(), open.flags);
         if self.config.readonly && writes(flags) {
             return Err(Errno::EROFS);
@@ -71,8 +69,24 @@ impl FileSystem {
         if flags & libc::O_TRUNC != 0 {
             self.drop_renamed_capability(&inode)?;
         }
-        let handle = self.handles.insert(inode, open.flags, file, seat);
-        Ok(Opened { handle, flags: self.file_cache_flags(open.flags) })
+        Ok(self.opened(thread, inode, open, file, seat))
+    }
+
+    /// The handle of a regular file that has just been opened.
+    pub(super) fn opened(
+        &self,
+        thread: &mut Thread,
+        inode: Arc<Inode>,
+        open: Open,
+        file: OwnedFd,
+        seat: HandleSeat,
+    ) -> Opened {
+        let mut flags = self.file_cache_flags(open.flags);
+        // The owner's byte-range locks end with FLUSH.
+        if self.locks.is_none() {
+            flags |= thread.silent_mount.flags(open.flags, &inode.identity, file.as_fd());
+        }
+        Opened { handle: self.handles.insert(inode, open.flags, file, seat), flags }
     }
 
     /// What the host's open gets for the guest's flags.

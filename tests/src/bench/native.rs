@@ -182,7 +182,7 @@ pub fn create_unlink(fixture: &Fixture) -> io::Result<Work> {
     let dir = directory(fixture, &format!("{}/file-0000000", fixture::CREATE))?;
     let data = vec![b'n'; BLOCK as usize];
     Ok(in_turn(16, move |name| {
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
         let file = open_at(dir.as_raw_fd(), name, flags, 0o644)?;
         nix::unistd::write(&file, &data)?;
         drop(file);

@@ -368,7 +368,7 @@ impl Script for ReadDirPlus {
     }
 }
 
-/// CREATE, WRITE of a block, FLUSH, RELEASE and UNLINK, as some user.
+/// CREATE for writing, WRITE of a block, FLUSH if the daemon wants it, RELEASE and UNLINK, as some user.
 pub struct CreateUnlink {
     slots: Vec<CreateSlot>,
     nodes: Vec<u64>,
@@ -378,7 +378,12 @@ struct CreateSlot {
     /// In the order in which they are sent.
     messages: [Message; 5],
     step: usize,
+    /// The daemon's reply to CREATE asked for no FLUSH.
+    no_flush: bool,
 }
+
+/// FLUSH among a slot's messages.
+const FLUSH: usize = 2;
 
 impl CreateUnlink {
     /// Each slot has a file name of its own in `directory`.
@@ -386,7 +391,7 @@ impl CreateUnlink {
         let slot = |index: u16| {
             let name = fixture::name(index.into());
             let new = |opcode, node| Message::new(opcode, node, caller);
-            let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).cast_unsigned();
+            let flags = (libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL).cast_unsigned();
             let create = wire::CreateIn { flags, mode: libc::S_IFREG | 0o644, umask: 0o022, open_flags: 0 };
             CreateSlot {
                 messages: [
@@ -400,6 +405,7 @@ impl CreateUnlink {
                     new(opcode::UNLINK, directory).name(&name),
                 ],
                 step: 0,
+                no_flush: false,
             }
         };
         CreateUnlink { slots: (0..depth).map(slot).collect(), nodes: Vec::with_capacity(1 << 16) }
@@ -418,9 +424,10 @@ impl Script for CreateUnlink {
             let created: wire::CreateOut = response.body()?;
             let (node, fh) = (created.entry.nodeid, created.open.fh);
             self.nodes.push(node);
+            slot.no_flush = created.open.open_flags & wire::FOPEN_NOFLUSH != 0;
             let [_, write, flush, release, _] = &mut slot.messages;
             [&mut *write, &mut *flush, &mut *release].into_iter().for_each(|message| message.set_node(node));
-            let flags = libc::O_RDWR.cast_unsigned();
+            let flags = libc::O_WRONLY.cast_unsigned();
             write.set_arg(&wire::WriteIn { fh, size: BLOCK as u32, flags, ..Default::default() });
             flush.set_arg(&wire::FlushIn { fh, ..Default::default() });
             release.set_arg(&wire::ReleaseIn { fh, ..Default::default() });
@@ -428,6 +435,9 @@ impl Script for CreateUnlink {
             response.check()?;
         }
         slot.step = (slot.step + 1) % slot.messages.len();
+        if slot.step == FLUSH && slot.no_flush {
+            slot.step += 1;
+        }
         Ok(u64::from(slot.step == 0))
     }
 

@@ -212,7 +212,7 @@ impl Counter<'_> {
         let new = |opcode, node| Message::new(opcode, node, caller);
         let parent = self.guest.lookup(wire::ROOT, fixture::CREATE.as_bytes())?;
         let parent = self.guest.lookup(parent, &fixture::name(0))?;
-        let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).cast_unsigned();
+        let flags = (libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL).cast_unsigned();
         let create = wire::CreateIn { flags, mode: libc::S_IFREG | 0o644, umask: 0o022, open_flags: 0 };
         let created = self.each(&format!("CREATE{who}"), 0..COUNT, |index| {
             new(opcode::CREATE, parent).arg(&create).name(&fixture::name(index)).reply::<wire::CreateOut>()

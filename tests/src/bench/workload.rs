@@ -46,7 +46,7 @@ pub enum Kind {
         /// The directory of many files, instead of many directories.
         large: bool,
     },
-    /// CREATE, WRITE of 4 KiB, FLUSH, RELEASE, UNLINK.
+    /// CREATE for writing, WRITE of 4 KiB, FLUSH if the daemon wants it, RELEASE, UNLINK.
     CreateUnlink {
         /// Who asks.
         uid: u32,

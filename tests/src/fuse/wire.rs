@@ -189,6 +189,8 @@ pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// See [`FOPEN_DIRECT_IO`].
 pub const FOPEN_CACHE_DIR: u32 = 1 << 3;
+/// See [`FOPEN_DIRECT_IO`]: the client needs to send no FLUSH.
+pub const FOPEN_NOFLUSH: u32 = 1 << 5;
 /// Flag of [`FsyncIn`]: data only.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;
 

@@ -1,7 +1,7 @@
 //! `--follow-mounts` with file systems of several kinds, with many mounts, with a guest that disturbs, over a migration,
 //! and under a kernel's client.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::chown;
 use std::path::Path;
 
@@ -18,6 +18,7 @@ use tests::mounts::{Disk, MountsBelow};
 use tests::share::{Share, TempDir};
 
 use super::follow::{ALWAYS, bind, comes, eventually, exists, find, following, goes, tmpfs};
+use super::shares::overlay;
 use super::{LIMIT, command};
 
 /// The daemon lets go of a file system that was unmounted when the guest does: its device can be used for something
@@ -202,23 +203,18 @@ fn a_guest_that_renames_meanwhile_gains_nothing() {
 fn an_overlay_is_shown_where_ids_are_the_host_s() {
     following(&["--worker-ids=identity"], |share, session| {
         let client = session.client();
-        let layers = TempDir::on_disk();
-        for name in ["lower", "upper", "work", "merged"] {
-            fs::create_dir(layers.path().join(name)).unwrap();
-        }
-        fs::write(layers.path().join("lower/file"), "").unwrap();
-        let (root, merged) = (layers.path().display(), layers.path().join("merged"));
-        let options = format!("lowerdir={root}/lower,upperdir={root}/upper,workdir={root}/work");
-        mount(Some("o"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
+        let merged = TempDir::short();
+        let layers = overlay(merged.path());
+        File::create(merged.path().join("file")).unwrap();
         fs::create_dir(share.join("rootfs")).unwrap();
-        bind(&merged, &share.join("rootfs"));
+        bind(merged.path(), &share.join("rootfs"));
         comes(client, "rootfs/file");
         let rootfs = find(client, "rootfs").unwrap().nodeid;
         client.mkdir(rootfs, "by-guest", 0o755).unwrap();
-        assert!(layers.path().join("upper/by-guest").is_dir());
+        assert!(layers.join("upper/by-guest").is_dir());
         umount(&share.join("rootfs")).unwrap();
         goes(client, "rootfs/file");
-        umount(&merged).unwrap();
+        umount(merged.path()).unwrap();
     });
 }
 

@@ -10,7 +10,7 @@ use tests::fuse::{Client, Session};
 use tests::share::Share;
 use zerocopy::IntoBytes;
 
-use super::{LIMIT, command, returned, with_session};
+use super::{LIMIT, command, returned, with_session, with_session_on};
 
 const POOL: &[&str] = &["--thread-pool-size=3"];
 
@@ -42,7 +42,7 @@ fn new_file(client: &mut Client) -> (u64, u64) {
 
 #[test]
 fn all_are_answered_once() {
-    with_session(&["--thread-pool-size=3", "--killpriv-v2"], |share, session| {
+    with_session_on(Share::in_memory, &["--thread-pool-size=3", "--killpriv-v2"], |share, session| {
         let client = session.client();
         let (node, fh) = new_file(client);
         for _ in 0..20 {

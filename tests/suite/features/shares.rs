@@ -306,16 +306,17 @@ fn an_ordinary_user_with_maps_of_its_own() {
     });
 }
 
-/// Mounts an overlay over the share's contents; overlayfs refuses idmapped mounts.
-fn overlay(share: &Share) -> TempDir {
-    let layers = TempDir::on_disk();
+/// Mounts an overlay on a directory; overlayfs refuses idmapped mounts. Its layers are `lower` and `upper` in what is
+/// returned.
+pub(super) fn overlay(on: &Path) -> Share {
+    let layers = Share::in_memory();
     for name in ["lower", "upper", "work"] {
-        fs::create_dir(layers.path().join(name)).unwrap();
+        fs::create_dir(layers.join(name)).unwrap();
     }
-    fs::set_permissions(layers.path().join("upper"), Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(layers.join("upper"), Permissions::from_mode(0o777)).unwrap();
     let root = layers.path().display();
     let options = format!("lowerdir={root}/lower,upperdir={root}/upper,workdir={root}/work");
-    mount(Some("o"), share.path(), Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
+    mount(Some("o"), on, Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
     layers
 }
 
@@ -323,13 +324,13 @@ fn overlay(share: &Share) -> TempDir {
 fn overlayfs_falls_back_to_the_hosts_ids() {
     bounded(LIMIT, || {
         let share = Share::new();
-        let layers = overlay(&share);
+        let layers = overlay(share.path());
         let stderr = run(command(&share).args(["--xattr"]), |client| {
             ordinary_work(share.path(), client);
             client.caller = Caller { uid: 1000, gid: 1001, pid: 1 };
             client.mkdir(ROOT, "by-1000", 0o755).unwrap();
         });
-        let made = fs::metadata(layers.path().join("upper/by-1000")).unwrap();
+        let made = fs::metadata(layers.join("upper/by-1000")).unwrap();
         assert_eq!((made.uid(), made.gid()), (1000, 1001));
         assert!(stderr.contains("worker ids: the host's own, in a user namespace"), "{stderr}");
     });
@@ -339,7 +340,7 @@ fn overlayfs_falls_back_to_the_hosts_ids() {
 fn shifted_ids_that_cannot_be_had_are_an_error() {
     bounded(LIMIT, || {
         let share = Share::new();
-        let _layers = overlay(&share);
+        let _layers = overlay(share.path());
         let mut daemon = command(&share).args(["--worker-ids=shifted"]).start();
         assert_eq!(daemon.wait(tests::daemon::PATIENCE).code(), Some(1));
         assert!(daemon.stderr().contains("--worker-ids"), "{}", daemon.stderr());
