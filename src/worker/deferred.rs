@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use vhost_user_backend::VringT;
-use virtio_queue::QueueT;
 use zerocopy::IntoBytes;
 
 use super::buffers::{Buffers, Scratch};
 use super::device::Memory;
 use super::dirty_log::DirtyLog;
 use super::fuse::wire::OutHeader;
+use super::rings;
 use super::vring::Vring;
 
 /// The buffers of a request, with the guest memory that they are in.
@@ -67,10 +67,7 @@ impl Deferred {
     fn publish(&self, used: u32) {
         let memory = &*self.memory;
         let mut state = self.vring.get_mut();
-        let queue = state.get_queue_mut();
-        let published =
-            queue.add_used(memory, self.head, used).and_then(|()| queue.needs_notification(memory));
-        match published {
+        match rings::give(state.get_queue_mut(), memory, &[(self.head, used)]) {
             // An error means that the front end's eventfd is full (so it will look) or gone.
             Ok(true) => drop(state.signal_used_queue()),
             Ok(false) => {}

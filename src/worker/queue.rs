@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::timerfd::TimerFd;
 use smallvec::SmallVec;
 use vhost_user_backend::VringT;
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryLoadGuard};
 
 use super::buffers::{self, ChainError, Scratch};
@@ -27,6 +27,7 @@ use super::recorder::Recorder;
 use super::regions::Regions;
 use super::request::{Served, Server, Slow};
 use super::returns::Returns;
+use super::rings;
 use super::vring::Vring;
 
 /// Requests taken from the available ring at once.
@@ -265,7 +266,7 @@ impl Queue {
             }
             let queue = state.get_queue_mut();
             queue.disable_notification(memory)?;
-            heads.extend(queue.iter(memory)?.take(most).map(|chain| chain.head_index()));
+            rings::take(queue, memory, most, |head| heads.push(head))?;
             if heads.is_empty() {
                 let there =
                     || queue.avail_idx(memory, Ordering::Acquire).map(|index| index.0 != queue.next_avail());

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 use vhost_user_backend::VringT;
 use virtio_queue::{Error, Queue, QueueT};
-use vm_memory::{Address, GuestAddress};
 
 use super::device::Memory;
-use super::regions::Regions;
+use super::rings::{self, Used};
 use super::vring::Vring;
 
 /// Most requests that are kept back.
@@ -25,8 +24,8 @@ const QUICK: Duration = Duration::from_micros(4);
 
 /// One virtqueue's.
 pub struct Returns {
-    /// Head of the chain and used length.
-    done: SmallVec<[(u16, u32); GROUP]>,
+    /// Served, and still to be put into the used ring.
+    done: SmallVec<[Used; GROUP]>,
     /// The guest sleeps until the next one comes.
     awaited: bool,
     /// Most that are kept back now.
@@ -75,11 +74,9 @@ impl Returns {
         }
         self.awaited = false;
         let mut state = vring.get_mut();
-        let queue = state.get_queue_mut();
-        for (head, used) in self.done.drain(..) {
-            queue.add_used(memory, head, used)?;
-        }
-        if queue.needs_notification(memory)? {
+        let told = rings::give(state.get_queue_mut(), memory, &self.done);
+        self.done.clear();
+        if told? {
             // An error means that the front end's eventfd is full (so it will look) or gone.
             let _ = state.signal_used_queue();
         }
@@ -90,10 +87,7 @@ impl Returns {
 /// Has the guest asked for a call at the very next used descriptor (virtio 1.3, 2.7.7.1)? Only a guess, since it may
 /// change its mind meanwhile. One without EVENT_IDX always asks.
 fn is_awaited(queue: &Queue, memory: &Memory) -> bool {
-    // The available ring's header and its entries, of two bytes each, come before `used_event`.
-    let at = GuestAddress(queue.avail_ring()).checked_add(4 + 2 * u64::from(queue.size()));
-    let used_event = at.and_then(|at| Regions::new(memory).read(at)).map(u16::from_le);
-    !queue.event_idx_enabled() || used_event == Some(queue.next_used())
+    !queue.event_idx_enabled() || rings::used_event(queue, memory) == Some(queue.next_used())
 }
 
 #[cfg(test)]
