@@ -32,15 +32,22 @@ pub const COLD: &str = "cold";
 pub const DIRECTORIES: &str = "directories";
 /// Directory of directories in which files come and go, one for each queue.
 pub const CREATE: &str = "create";
-/// File that is read: its 4 KiB blocks begin with their number.
-pub const READ_DATA: &str = "read-data";
-/// File that is written.
-pub const WRITE_DATA: &str = "write-data";
+/// File that is read in pieces of 4 KiB, as which it was written, too; each begins with its number. The host's page cache
+/// keeps what was written at a time together, and ext4 (Linux 6.18) needs the longer for a write the more that is.
+pub const READ_SMALL: &str = "read-4k";
+/// File that is written in pieces of 4 KiB.
+pub const WRITE_SMALL: &str = "write-4k";
+/// As [`READ_SMALL`], in pieces of 1 MiB; its 4 KiB blocks begin with their number all the same.
+pub const READ_LARGE: &str = "read-1m";
+/// As [`WRITE_SMALL`], in pieces of 1 MiB.
+pub const WRITE_LARGE: &str = "write-1m";
 /// Directory of a million files.
 pub const MILLION: &str = "million";
 
 /// Bytes of a small block.
 pub const BLOCK: u64 = 4096;
+/// Bytes of a large one.
+pub const LARGE: u64 = 1 << 20;
 /// Directories for creating in: as many as queues.
 pub const MAX_QUEUES: u16 = 4;
 
@@ -55,7 +62,7 @@ pub struct Sizes {
     pub directories: usize,
     /// Files in each of them.
     pub entries: usize,
-    /// Bytes of the two data files.
+    /// Bytes of each of the four data files.
     pub data: u64,
 }
 
@@ -111,8 +118,10 @@ impl Fixture {
             fs::create_dir_all(&path)?;
             open_to_all(&path)?;
         }
-        for name in [READ_DATA, WRITE_DATA] {
-            write_blocks(&root.join(name), sizes.data)?;
+        for (name, piece) in
+            [(READ_SMALL, BLOCK), (WRITE_SMALL, BLOCK), (READ_LARGE, LARGE), (WRITE_LARGE, LARGE)]
+        {
+            write_blocks(&root.join(name), sizes.data, piece)?;
         }
         // What is written back later would disturb the measurements.
         nix::unistd::sync();
@@ -204,16 +213,17 @@ fn open_to_all(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(0o777))
 }
 
-fn write_blocks(path: &Path, len: u64) -> io::Result<()> {
+/// A file of numbered blocks, written in pieces of a size.
+fn write_blocks(path: &Path, len: u64, piece: u64) -> io::Result<()> {
     let file = File::create(path)?;
     open_to_all(path)?;
-    let mut chunk = vec![b'd'; 1 << 20];
-    for at in (0..len).step_by(chunk.len()) {
-        for (index, block) in chunk.chunks_mut(BLOCK as usize).enumerate() {
+    let mut data = vec![b'd'; piece as usize];
+    for at in (0..len).step_by(data.len()) {
+        for (index, block) in data.chunks_mut(BLOCK as usize).enumerate() {
             let number = at / BLOCK + index as u64;
             block[..8].copy_from_slice(&number.to_ne_bytes());
         }
-        file.write_all_at(&chunk, at)?;
+        file.write_all_at(&data, at)?;
     }
     (&file).flush()
 }

@@ -194,10 +194,11 @@ pub fn create_unlink(fixture: &Fixture) -> io::Result<Work> {
 /// pread.
 pub fn read(
     fixture: &Fixture,
+    file: &str,
     size: u32,
     mut offsets: impl FnMut() -> u64 + Send + 'static,
 ) -> io::Result<Work> {
-    let file = open(&fixture.join(fixture::READ_DATA), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let file = open(&fixture.join(file), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut data = vec![0; size as usize];
     Ok(Box::new(move || {
         nix::sys::uio::pread(&file, &mut data, offsets().cast_signed())?;
@@ -208,10 +209,11 @@ pub fn read(
 /// pwrite.
 pub fn write(
     fixture: &Fixture,
+    file: &str,
     size: u32,
     mut offsets: impl FnMut() -> u64 + Send + 'static,
 ) -> io::Result<Work> {
-    let file = open(&fixture.join(fixture::WRITE_DATA), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    let file = open(&fixture.join(file), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
     let data = vec![b'n'; size as usize];
     Ok(Box::new(move || {
         nix::sys::uio::pwrite(&file, &data, offsets().cast_signed())?;

@@ -8,7 +8,7 @@ use crate::peers::Implementation;
 
 /// Daemon CPU per operation against each upstream release, at most; and operations a second, at least, where
 /// there is such a threshold.
-const UPSTREAM: [(&str, f64, Option<f64>); 20] = [
+const UPSTREAM: [(&str, f64, Option<f64>); 21] = [
     ("getattr", 0.25, Some(METADATA)),
     ("lookup-warm", 0.5, Some(METADATA)),
     ("lookup-cold", 0.5, Some(METADATA)),
@@ -24,6 +24,7 @@ const UPSTREAM: [(&str, f64, Option<f64>); 20] = [
     ("write-4k-d1", 0.8, None),
     ("write-4k", 0.8, Some(SMALL_DATA)),
     ("write-4k-d64", 0.8, None),
+    ("write-4k-large", 0.8, Some(SMALL_DATA)),
     ("read-1m", 1.0, None),
     ("write-1m", 1.0, None),
     ("getxattr", 1.0, Some(METADATA)),

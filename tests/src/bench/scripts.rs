@@ -465,7 +465,7 @@ pub fn offsets(pieces: u64, size: u64, random: bool) -> impl FnMut() -> u64 + Se
     }
 }
 
-/// READ of pieces of [`fixture::READ_DATA`]; each piece's first bytes are checked.
+/// READ of pieces of a file of numbered blocks; each piece's first bytes are checked.
 pub struct Read<N> {
     offsets: N,
     fh: u64,

@@ -138,7 +138,7 @@ impl Counter<'_> {
             let change = wire::SetAttrIn { valid: wire::fattr::MODE, mode: 0o100_600, ..Default::default() };
             new(opcode::SETATTR, *node).arg(&change).reply::<wire::AttrOut>()
         })?;
-        let data = self.guest.lookup(wire::ROOT, fixture::WRITE_DATA.as_bytes())?;
+        let data = self.guest.lookup(wire::ROOT, fixture::WRITE_SMALL.as_bytes())?;
         let opened = self.each("OPEN", 0..COUNT, |_| {
             let flags = libc::O_RDWR.cast_unsigned();
             new(opcode::OPEN, data).arg(&wire::OpenIn { flags, open_flags: 0 }).reply::<wire::OpenOut>()

@@ -21,8 +21,6 @@ const PAGE_BUFFER: u32 = 4096;
 const LOOKED_UP: usize = 8000;
 /// What newer guests ask for.
 const LARGE_BUFFER: u32 = 32 << 10;
-/// Bytes of a large transfer.
-const LARGE_BLOCK: u32 = 1 << 20;
 /// Files that the attribute workloads go through.
 const ATTRIBUTE_FILES: usize = 64;
 /// An ordinary user.
@@ -55,11 +53,15 @@ pub enum Kind {
     Read {
         /// In bytes.
         size: u32,
+        /// Of this file.
+        file: &'static str,
     },
     /// WRITE; at random when small, else in sequence.
     Write {
         /// In bytes.
         size: u32,
+        /// To this file.
+        file: &'static str,
     },
     /// GETXATTR.
     GetXattr,
@@ -87,7 +89,11 @@ pub struct Workload {
 /// All workloads, in the order of the tables.
 pub fn all() -> Vec<Workload> {
     let new = |name: &str, kind, depth| Workload { name: name.into(), kind, depth, queues: 1 };
-    let (block, large) = (BLOCK as u32, LARGE_BLOCK);
+    let (block, large) = (BLOCK as u32, fixture::LARGE as u32);
+    let read_small = Kind::Read { size: block, file: fixture::READ_SMALL };
+    let write_small = Kind::Write { size: block, file: fixture::WRITE_SMALL };
+    let read_large = Kind::Read { size: large, file: fixture::READ_LARGE };
+    let write_large = Kind::Write { size: large, file: fixture::WRITE_LARGE };
     let mut all = vec![
         new("getattr", Kind::GetAttr, 16),
         new("getattr-d1", Kind::GetAttr, 1),
@@ -100,14 +106,15 @@ pub fn all() -> Vec<Workload> {
         new("readdirplus-10k", Kind::ReadDirPlus { buffer: LARGE_BUFFER, large: true }, 1),
         new("create-unlink", Kind::CreateUnlink { uid: 0 }, 16),
         new("create-unlink-u1000", Kind::CreateUnlink { uid: USER }, 16),
-        new("read-4k-d1", Kind::Read { size: block }, 1),
-        new("read-4k", Kind::Read { size: block }, 16),
-        new("read-4k-d64", Kind::Read { size: block }, 64),
-        new("write-4k-d1", Kind::Write { size: block }, 1),
-        new("write-4k", Kind::Write { size: block }, 16),
-        new("write-4k-d64", Kind::Write { size: block }, 64),
-        new("read-1m", Kind::Read { size: large }, 4),
-        new("write-1m", Kind::Write { size: large }, 4),
+        new("read-4k-d1", read_small, 1),
+        new("read-4k", read_small, 16),
+        new("read-4k-d64", read_small, 64),
+        new("write-4k-d1", write_small, 1),
+        new("write-4k", write_small, 16),
+        new("write-4k-d64", write_small, 64),
+        new("write-4k-large", Kind::Write { size: block, file: fixture::WRITE_LARGE }, 16),
+        new("read-1m", read_large, 4),
+        new("write-1m", write_large, 4),
         new("getxattr", Kind::GetXattr, 16),
         new("readlink", Kind::ReadLink, 16),
         new("statfs", Kind::StatFs, 16),
@@ -117,8 +124,8 @@ pub fn all() -> Vec<Workload> {
             ("getattr", Kind::GetAttr, 16),
             ("readdirplus-32k", Kind::ReadDirPlus { buffer: LARGE_BUFFER, large: false }, 4),
             ("create-unlink", Kind::CreateUnlink { uid: 0 }, 16),
-            ("read-4k", Kind::Read { size: block }, 16),
-            ("read-1m", Kind::Read { size: large }, 4),
+            ("read-4k", read_small, 16),
+            ("read-1m", read_large, 4),
         ] {
             all.push(Workload { name: format!("scale-{name}-q{queues}"), kind, depth, queues });
         }
@@ -204,13 +211,13 @@ impl Workload {
                 let own = guest.lookup(parent, &fixture::name(queue))?;
                 Box::new(CreateUnlink::new(depth, own, Caller { uid, gid: uid, ..ROOT_USER }))
             }
-            Kind::Read { size } => {
-                let node = directory(fixture::READ_DATA)?;
+            Kind::Read { size, file } => {
+                let node = directory(file)?;
                 let file = (node, guest.open(node, libc::O_RDONLY)?);
                 Box::new(Read::new(depth, file, size, offsets(fixture, size)))
             }
-            Kind::Write { size } => {
-                let node = directory(fixture::WRITE_DATA)?;
+            Kind::Write { size, file } => {
+                let node = directory(file)?;
                 let file = (node, guest.open(node, libc::O_RDWR)?);
                 Box::new(scripts::write(depth, file, size, offsets(fixture, size)))
             }
@@ -258,8 +265,8 @@ impl Workload {
                 uid = user;
                 native::create_unlink(fixture)?
             }
-            Kind::Read { size } => native::read(fixture, size, offsets(fixture, size))?,
-            Kind::Write { size } => native::write(fixture, size, offsets(fixture, size))?,
+            Kind::Read { size, file } => native::read(fixture, file, size, offsets(fixture, size))?,
+            Kind::Write { size, file } => native::write(fixture, file, size, offsets(fixture, size))?,
             Kind::GetXattr => native::getxattr(fixture)?,
             Kind::ReadLink => native::readlink(fixture)?,
             Kind::StatFs => native::statfs(fixture)?,
