@@ -102,14 +102,16 @@ impl Snapshot {
     pub fn take(metrics: &Metrics, subject: &Subject, uptime_seconds: f64) -> Self {
         let queues = (usize::from(subject.request_queues) + 1).min(QUEUES);
         let device = &metrics.device;
+        let inodes = load(&device.inodes);
         let kinds = Kind::ALL.iter().zip(&device.broker_requests);
         let kinds = kinds.map(|(kind, count)| (format!("{kind:?}"), load(count)));
         Self {
             version: VERSION,
             subject: subject.clone(),
             uptime_seconds,
-            inodes: load(&device.inodes),
-            hot_inodes: load(&device.hot_inodes),
+            inodes,
+            // Seats that a queue's thread has taken ahead are counted among them.
+            hot_inodes: load(&device.hot_inodes).min(inodes),
             handles: load(&device.handles),
             refused_inodes: load(&device.refused_inodes),
             refused_handles: load(&device.refused_handles),

@@ -86,16 +86,17 @@ mod tests {
     fn requests_are_counted_and_some_are_timed() {
         let region = Arc::new(Region::writable(&MetricsMemory::create().unwrap().fd).unwrap());
         let recorder = Recorder::new(Arc::clone(&region), 2);
-        recorder.taken(33);
-        for number in 0..33 {
+        let number = 2 * TIMED_ONE_OF + 1;
+        recorder.taken(number as usize);
+        for number in 0..number {
             let begun = recorder.begin(15);
             recorder.end(&begun, number == 7, 10);
         }
         let read = &region.queues[2].operations[15];
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        assert_eq!((load(&read.requests), load(&read.errors), load(&read.bytes)), (33, 1, 330));
+        assert_eq!((load(&read.requests), load(&read.errors), load(&read.bytes)), (number, 1, 10 * number));
         assert_eq!(read.buckets.iter().map(load).sum::<u64>(), 3);
-        assert_eq!((load(&region.queues[2].taken), load(&region.queues[2].depth)), (33, 33));
+        assert_eq!((load(&region.queues[2].taken), load(&region.queues[2].depth)), (number, number));
         recorder.idle();
         assert_eq!(load(&region.queues[2].depth), 0);
     }

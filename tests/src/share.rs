@@ -92,8 +92,8 @@ impl Share {
         Share { _mount: None, dir }
     }
 
-    /// An empty share on a tmpfs. What syncs a file system, as the unmounting of an overlay does, would wait on a disk
-    /// until all is written that the machine wrote lately: a build, for some 40 s.
+    /// An empty share on a tmpfs. What syncs a file system, as the unmounting of an overlay does that lies on it, waits for
+    /// nothing there.
     pub fn in_memory() -> Share {
         let dir = TempDir::short();
         mount(Some("share"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("mode=777"))

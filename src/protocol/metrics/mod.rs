@@ -25,7 +25,7 @@ pub const OPERATIONS: usize = 64;
 pub const BUCKETS: usize = 25;
 
 /// One of this many requests of a kind is timed, and counted in a bucket; the first one always is.
-pub const TIMED_ONE_OF: u64 = 16;
+pub const TIMED_ONE_OF: u64 = 32;
 
 /// Everything.
 #[repr(C)]

@@ -134,7 +134,7 @@ fn scaling(results: &Results, judged: &str, proofs: &mut Vec<Proof>) {
     {
         let value = |queues, metric| results.median(&workload.with_queues(queues), judged, metric);
         let (one, two) = (value(1, Metric::Throughput), value(2, Metric::Throughput));
-        let (front, daemon) = (value(1, Metric::FrontCpu), value(1, Metric::DaemonCpu));
+        let (front, daemon) = (value(2, Metric::FrontCpu), value(2, Metric::DaemonCpu));
         let (Some(one), Some(two), Some(front), Some(daemon)) = (one, two, front, daemon) else { continue };
         if front / daemon <= FRONT_SHARE {
             proofs.push(Proof::at_least(format!("{} ÷ one queue", workload.name), two / one, TWO_QUEUES));
