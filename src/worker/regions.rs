@@ -1,10 +1,11 @@
 //! Guest addresses to host addresses, with the region that was found last kept for the next address: it is mostly the
 //! same one, and a request has about a dozen.
 
+use smallvec::SmallVec;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress,
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -72,6 +73,33 @@ impl<'m, B: Bitmap + 'static> Regions<'m, B> {
     }
 }
 
+/// Writes words side by side from an address on, and marks them in the dirty log. The guest may be reading them.
+///
+/// # Errors
+/// When they are not all in guest memory; some may be written then.
+pub fn write_words<B: Bitmap + 'static>(
+    memory: &GuestMemoryMmap<B>,
+    address: GuestAddress,
+    words: impl ExactSizeIterator<Item = u64>,
+) -> Result<(), GuestMemoryError> {
+    let length = words.len() * size_of::<u64>();
+    let found = memory.to_region_addr(address);
+    let (region, offset) = found.ok_or(GuestMemoryError::InvalidGuestAddress(address))?;
+    if region.len() - offset.raw_value() < length as u64 {
+        // They go on in the next region, or nowhere.
+        let words: SmallVec<[u64; 8]> = words.collect();
+        return memory.write_slice(words.as_bytes(), address);
+    }
+    let host = region.get_host_address(offset)?.cast::<u64>();
+    for (index, word) in words.enumerate().take(length / size_of::<u64>()) {
+        // SAFETY: `length` bytes from `host` on are in the region, which is mapped for as long as `memory` lives, and the
+        // index is below their number of words.
+        unsafe { host.add(index).write_unaligned(word) };
+    }
+    region.bitmap().mark_dirty(offset.raw_value() as usize, length);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +133,18 @@ mod tests {
         assert_eq!(regions.read(GuestAddress(0x2000)), Some(u16::from_ne_bytes([3, 4])));
         assert_eq!(regions.read::<u16>(GuestAddress(0x2fff)), None);
         assert_eq!(regions.read::<u8>(GuestAddress(0x3000)), None);
+    }
+    #[test]
+    fn words_are_written_across_regions_and_not_beyond() {
+        let ranges = [(GuestAddress(0x1000), 0x1000), (GuestAddress(0x2000), 0x1000)];
+        let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
+        for address in [0x1008, 0x1ffc, 0x2ff0] {
+            write_words(&memory, GuestAddress(address), [1u64, 2].into_iter()).unwrap();
+            let read = |at| memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+            assert_eq!((read(address), read(address + 8)), (1, 2));
+        }
+        for address in [0xff8, 0x2ff4, 0x3000] {
+            assert!(write_words(&memory, GuestAddress(address), [1u64, 2].into_iter()).is_err());
+        }
     }
 }

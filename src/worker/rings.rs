@@ -7,13 +7,11 @@
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
-use smallvec::SmallVec;
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use zerocopy::IntoBytes;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::regions::Regions;
+use super::regions::{Regions, write_words};
 
 /// Where the entries begin in either ring: behind flags and index.
 const ENTRIES: u64 = 4;
@@ -73,7 +71,9 @@ pub fn give<B: Bitmap + 'static>(
         if now.iter().any(|(head, _)| *head >= queue.size()) {
             return Err(Error::InvalidDescriptorIndex);
         }
-        write(memory, at(queue.used_ring(), ENTRIES + USED * place)?, now)?;
+        let entries = now.iter().map(|(head, length)| (u64::from(*head) | u64::from(*length) << 32).to_le());
+        write_words(memory, at(queue.used_ring(), ENTRIES + USED * place)?, entries)
+            .map_err(Error::GuestMemory)?;
         next += Wrapping(now.len() as u16);
         rest = later;
     }
@@ -88,30 +88,6 @@ pub fn give<B: Bitmap + 'static>(
     }
     let event = Wrapping(used_event(queue, memory).ok_or(Error::AddressOverflow)?);
     Ok(next - event - Wrapping(1) < next - old)
-}
-
-/// Writes entries of the used ring, side by side.
-fn write<B: Bitmap + 'static>(
-    memory: &GuestMemoryMmap<B>,
-    address: GuestAddress,
-    done: &[Used],
-) -> Result<(), Error> {
-    let entries = done.iter().map(|(head, length)| (u64::from(*head) | u64::from(*length) << 32).to_le());
-    let (region, offset) = memory.to_region_addr(address).ok_or(Error::AddressOverflow)?;
-    let length = done.len() * USED as usize;
-    if region.len() - offset.raw_value() < length as u64 {
-        // It goes on in the next region, or nowhere.
-        let entries: SmallVec<[u64; 8]> = entries.collect();
-        return memory.write_slice(entries.as_bytes(), address).map_err(Error::GuestMemory);
-    }
-    let host = region.get_host_address(offset).map_err(Error::GuestMemory)?.cast::<u64>();
-    for (index, entry) in entries.enumerate() {
-        // SAFETY: the region is mapped for as long as `memory` lives and has `length` bytes from `host` on. The guest may
-        // read or write them meanwhile, so they are only accessed as this, by address.
-        unsafe { host.add(index).write_unaligned(entry) };
-    }
-    region.bitmap().mark_dirty(offset.raw_value() as usize, length);
-    Ok(())
 }
 
 /// The index in the used ring at which the guest wants to be told (`used_event`, with EVENT_IDX); `None` when that is not
