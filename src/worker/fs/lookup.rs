@@ -125,7 +125,7 @@ impl FileSystem {
                 Found::Known(inode) => return Ok(inode),
                 Found::Cold(inode) => {
                     let opened = fd.as_ref().ok_or(Errno::EIO)?;
-                    if !self.keeper.is_same(&inode, opened.as_fd(), sys::has_unique_mount(st))? {
+                    if !self.keeper.is_same(&inode, opened.as_fd(), inode.identity.has_unique_mount())? {
                         self.inodes.disown(&inode);
                     } else if self.inodes.take(&inode) {
                         if let Some(fd) = fd.take() {

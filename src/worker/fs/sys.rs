@@ -169,11 +169,6 @@ pub fn handle_of(fd: BorrowedFd<'_>) -> Result<FileHandle> {
     Ok(FileHandle { handle_type: raw.kind, bytes: bytes.ok_or(Errno::EOVERFLOW)? })
 }
 
-/// Is the mount id of these attributes one that is never used again?
-pub fn has_unique_mount(st: &libc::statx) -> bool {
-    st.stx_mask & STATX_MNT_ID_UNIQUE != 0
-}
-
 /// What lookups and GETATTR need. Kernels before 6.8 ignore the unknown bit and leave the field 0, so the
 /// plain mount id is asked for as well; the unique one wins where both are known.
 const BASIC: u32 = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID | STATX_MNT_ID_UNIQUE;
