@@ -18,6 +18,8 @@ mod locks;
 mod logging;
 #[path = "features/modcaps.rs"]
 mod modcaps;
+#[path = "features/names.rs"]
+mod names;
 #[path = "features/negotiated.rs"]
 mod negotiated;
 #[path = "features/pool.rs"]

@@ -184,6 +184,7 @@ impl FileSystem {
                     self.undo(&parent, name.as_cstr(), 0);
                 })?;
                 self.track_created(&parent, name.as_cstr(), &entry);
+                thread.names.met(&entry, parent.id, name.as_cstr());
                 let opened = self.opened(thread, self.inode(entry.node)?, open, file, seat);
                 Ok((entry, opened))
             }

@@ -9,7 +9,8 @@ use sandbox::credentials::ThreadCredentials;
 
 use super::FileSystem;
 use super::lookup::Habit;
-use super::silence::SilentMount;
+use super::mount_kind::LastMount;
+use super::names::Names;
 use super::sys::{self, Result};
 use crate::config::Negotiate;
 use crate::worker::fuse::negotiate::Negotiated;
@@ -26,10 +27,12 @@ pub struct Thread {
     pub(super) habit: Habit,
     /// What to expect of the next entry of a directory that is listed with attributes.
     pub(super) listing: Habit,
-    /// Where files need no FLUSH.
-    pub(super) silent_mount: SilentMount,
+    /// Under which names files were met.
+    pub(super) names: Names,
+    /// What mount files were opened on.
+    pub(super) last_mount: LastMount,
     /// Lists of attribute names: the host's, and what the guest may see of it.
-    names: (Vec<u8>, Vec<u8>),
+    xattr_names: (Vec<u8>, Vec<u8>),
 }
 
 impl Thread {
@@ -48,9 +51,10 @@ impl Thread {
             session: Negotiated::default(),
             seen: 0,
             habit: Habit::default(),
-            silent_mount: SilentMount::default(),
             listing: Habit::default(),
-            names: (Vec::new(), Vec::new()),
+            names: Names::default(),
+            last_mount: LastMount::default(),
+            xattr_names: (Vec::new(), Vec::new()),
         })
     }
 
@@ -88,7 +92,7 @@ impl Thread {
 
     /// Two empty lists, kept between requests.
     pub(super) fn name_lists(&mut self) -> (&mut Vec<u8>, &mut Vec<u8>) {
-        let (host, guest) = &mut self.names;
+        let (host, guest) = &mut self.xattr_names;
         guest.clear();
         (host, guest)
     }

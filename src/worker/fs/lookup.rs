@@ -39,7 +39,11 @@ impl FileSystem {
         let parent = self.dir_inode(parent)?;
         thread.become_root();
         match name {
-            LookupName::Name(name) => self.lookup_in(thread, &parent, name.as_cstr()),
+            LookupName::Name(name) => {
+                let entry = self.lookup_in(thread, &parent, name.as_cstr())?;
+                thread.names.met(&entry, parent.id, name.as_cstr());
+                Ok(entry)
+            }
             LookupName::Current => {
                 let st = sys::statx_fd(self.fd(&parent)?.as_fd())?;
                 let fd = sys::duplicate(self.fd(&parent)?.as_fd())?;

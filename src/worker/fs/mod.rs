@@ -23,6 +23,8 @@ mod link;
 mod lock;
 mod lock_waiters;
 mod lookup;
+mod mount_kind;
+mod names;
 mod open;
 mod privileged;
 mod readdir;
@@ -30,7 +32,6 @@ pub(in crate::worker) mod residence;
 mod seats;
 mod session;
 mod setid;
-mod silence;
 mod slots;
 mod sync;
 pub(in crate::worker) mod sys;
@@ -315,8 +316,12 @@ impl FileSystem {
 
     /// A file description for the inode itself, whatever became of its name.
     pub(in crate::worker) fn reopen(&self, inode: &Arc<Inode>, flags: i32) -> Result<OwnedFd> {
-        let fd = self.fd(inode)?;
-        let name = sys::FdName::new(fd.as_fd());
+        self.reopen_fd(self.fd(inode)?.as_fd(), flags)
+    }
+
+    /// A file description for the inode that an `O_PATH` fd is of.
+    fn reopen_fd(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+        let name = sys::FdName::new(fd);
         let flags = flags & !libc::O_NOFOLLOW;
         self.keeper.with_room(|| sys::openat(self.fd_directory(), name.as_cstr(), flags, 0))
     }

@@ -1,6 +1,6 @@
 //! OPEN, RELEASE, OPENDIR, RELEASEDIR, FLUSH.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -58,13 +58,17 @@ impl FileSystem {
         }
         thread.become_root();
         let seat = self.handle_seat()?;
-        let reopen = || self.reopen(&inode, flags);
-        let file = if flags & libc::O_TRUNC == 0 {
-            reopen()?
-        } else {
+        let file = {
             let fd = self.fd(&inode)?;
-            let set_id = if open.kill_suidgid { SetId::Clear } else { SetId::Keep };
-            self.changing(thread, &inode, fd.as_fd(), set_id, reopen)?
+            let reopen = || self.reopen_fd(fd.as_fd(), flags);
+            if flags & libc::O_TRUNC != 0 {
+                let set_id = if open.kill_suidgid { SetId::Clear } else { SetId::Keep };
+                self.changing(thread, &inode, fd.as_fd(), set_id, reopen)?
+            } else if let Some(file) = self.open_by_name(thread, &inode, fd.as_fd(), flags) {
+                file
+            } else {
+                reopen()?
+            }
         };
         if flags & libc::O_TRUNC != 0 {
             self.drop_renamed_capability(&inode)?;
@@ -82,11 +86,29 @@ impl FileSystem {
         seat: HandleSeat,
     ) -> Opened {
         let mut flags = self.file_cache_flags(open.flags);
-        // The owner's byte-range locks end with FLUSH.
-        if self.locks.is_none() {
-            flags |= thread.silent_mount.flags(open.flags, &inode.identity, file.as_fd());
+        if !self.needs_flush(thread, open.flags, &inode, file.as_fd()) {
+            flags |= OpenReplyFlags::NOFLUSH;
         }
         Opened { handle: self.handles.insert(inode, open.flags, file, seat), flags }
+    }
+
+    /// Does the guest need to send FLUSH when one of its descriptors of this file is closed? Those that know `FOPEN_NOFLUSH`
+    /// (protocol 7.35, Linux 5.16) and have no write-back cache leave it out if not.
+    ///
+    /// FLUSH asks what the host's file system has to say at a `close`, and has the guest write back what it changed
+    /// through mappings first, and report errors of that. Neither can come of a descriptor that was opened for reading
+    /// alone, nor of one for writing alone on a file system that does nothing at a `close`: such can't be mapped for
+    /// writing. With both, the guest may have mapped it.
+    fn needs_flush(&self, thread: &mut Thread, opened: u32, inode: &Inode, file: BorrowedFd<'_>) -> bool {
+        // The owner's byte-range locks end with FLUSH.
+        if self.locks.is_some() {
+            return true;
+        }
+        match opened as i32 & libc::O_ACCMODE {
+            libc::O_RDONLY => false,
+            libc::O_WRONLY => !thread.last_mount.kind(&inode.identity, file).is_plain,
+            _ => true,
+        }
     }
 
     /// What the host's open gets for the guest's flags.

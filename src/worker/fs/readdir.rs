@@ -51,6 +51,9 @@ impl FileSystem {
             // An entry that vanished, or that the host can't give us, is still a name.
             let looked_up =
                 if entry.is_dot() { None } else { self.lookup_listed(thread, directory, entry).ok() };
+            if let Some(found) = &looked_up {
+                thread.names.met(found, directory.id, entry.name);
+            }
             Ok(sink.push_plus(entry, looked_up.as_ref()))
         })
     }
