@@ -14,6 +14,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::inodes::{Identity, Inode};
+use super::slots::STEP;
 use super::{Entry, FileSystem, Thread, sys, writes};
 use crate::worker::fuse::operation::NodeId;
 
@@ -73,10 +74,12 @@ impl Names {
     }
 }
 
-/// A file's place: no two of [`FILES`] node ids in a row share one, nor of as many that one thread gave out, which are
-/// [`STEP`](super::slots::STEP) apart.
+/// A file's place. Of [`FILES`] node ids that one thread gave out in a row, which are [`STEP`] apart, each has its own; so
+/// has, but for one, each of as many that all threads gave out.
 fn place(file: NodeId) -> usize {
-    (file.0 ^ (file.0 / super::slots::STEP)) as usize % FILES
+    const EACH: u64 = FILES as u64 / STEP;
+    let place = file.0 / STEP + file.0 % STEP * EACH;
+    place as usize % FILES
 }
 
 impl FileSystem {
@@ -122,7 +125,6 @@ impl FileSystem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::fs::slots::STEP;
 
     const DIRECTORY: NodeId = NodeId(1);
 
@@ -155,12 +157,13 @@ mod tests {
 
     #[test]
     fn as_many_files_as_there_are_places_get_one_each() {
-        for step in [1, STEP] {
+        for (step, without) in [(STEP, 0), (1, 1)] {
             for first in [2, 1000, (7 << 32) + 77] {
                 let mut names = Names::default();
                 let files = || (0..FILES as u64).map(|n| NodeId(first + n * step));
                 files().for_each(|file| names.remember(file, DIRECTORY, c"name"));
-                assert!(files().all(|file| names.of(file).is_some()), "{first} {step}");
+                let forgotten = files().filter(|file| names.of(*file).is_none()).count();
+                assert!(forgotten <= without, "{forgotten}, {first} {step}");
             }
         }
     }
