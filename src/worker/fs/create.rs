@@ -145,7 +145,8 @@ impl FileSystem {
             self.set_security_context(fd.as_fd(), name, value)?;
         }
         let st = sys::statx_fd(fd.as_fd())?;
-        Ok(self.entry(self.adopt(&st, fd, Use::Often)?, st, &parent.identity))
+        let (inode, _) = self.adopt(&st, fd, Use::Often)?;
+        Ok(self.entry(inode, st, &parent.identity))
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of the request, nothing else")]

@@ -104,8 +104,8 @@ impl Inode {
 pub enum Found {
     /// It was not known yet; the fd was taken.
     New(Arc<Inode>),
-    /// It was known.
-    Known(Arc<Inode>),
+    /// It was known, and held open.
+    Hot(Arc<Inode>),
     /// One of this identity is known but cold: it may be this inode, or an earlier one with its number. No
     /// reference was taken.
     Cold(Arc<Inode>),
@@ -195,7 +195,7 @@ impl Inodes {
                 return Found::Cold(Arc::clone(inode));
             }
             take_reference(inode, 1);
-            return Found::Known(Arc::clone(inode));
+            return Found::Hot(Arc::clone(inode));
         }
         let Some(fd) = fd.take() else { return Found::NoFd };
         let id = self.slots.reserve();
@@ -346,7 +346,7 @@ mod tests {
 
     fn take(inodes: &Inodes, ino: u64) -> Arc<Inode> {
         match inodes.find_or_insert(identity(ino), libc::S_IFREG, &mut Some(fd())) {
-            Found::New(inode) | Found::Known(inode) => inode,
+            Found::New(inode) | Found::Hot(inode) => inode,
             Found::Cold(_) | Found::NoFd => panic!("neither known nor new"),
         }
     }

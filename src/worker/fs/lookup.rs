@@ -1,7 +1,7 @@
 //! LOOKUP, FORGET: from names to nodes and back.
 //!
 //! A warm lookup is one system call: `statx` by name gives an identity, and an inode of that identity which is
-//! already known is held open, so its number can't have been reused. An unknown one takes two: it is opened, and then
+//! already known and hot is held open, so its number can't have been reused. Another takes two: it is opened, and then
 //! `statx` says what was opened. Which it will be is guessed from what the thread's last lookups found ([`Habit`]);
 //! a wrong guess costs the other's calls as well, and nothing else.
 
@@ -16,20 +16,32 @@ use super::sys::{self, Result};
 use super::{Attr, Entry, FileSystem, Thread, Use};
 use crate::worker::fuse::operation::{ForgetList, LookupName, NodeId};
 
-/// What a thread's last lookups led to. A guest that walks through new files, or revalidates what it has, does so for
-/// a while.
+/// What a thread's last lookups led to: hot inodes, or new and cold ones. A guest that walks through files that are new or
+/// were not used for long, or revalidates what it has, does so for a while.
 #[derive(Default)]
 pub(super) struct Habit(u8);
+
+/// What was known of an inode when it was looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    /// Known, and held open: asking for its identity would have done.
+    Hot,
+    /// Nothing, or a handle only.
+    NotHot,
+}
 
 impl Habit {
     const MOST: u8 = 3;
 
-    pub(super) fn expects_known(&self) -> bool {
+    pub(super) fn expects_hot(&self) -> bool {
         self.0 > Self::MOST / 2
     }
 
-    pub(super) fn saw(&mut self, known: bool) {
-        self.0 = if known { (self.0 + 1).min(Self::MOST) } else { self.0.saturating_sub(1) };
+    pub(super) fn saw(&mut self, before: Before) {
+        self.0 = match before {
+            Before::Hot => (self.0 + 1).min(Self::MOST),
+            Before::NotHot => self.0.saturating_sub(1),
+        };
     }
 }
 
@@ -47,7 +59,8 @@ impl FileSystem {
             LookupName::Current => {
                 let st = sys::statx_fd(self.fd(&parent)?.as_fd())?;
                 let fd = sys::duplicate(self.fd(&parent)?.as_fd())?;
-                Ok(self.entry(self.adopt(&st, fd, Use::Often)?, st, &parent.identity))
+                let (inode, _) = self.adopt(&st, fd, Use::Often)?;
+                Ok(self.entry(inode, st, &parent.identity))
             }
             LookupName::Parent => self.lookup_parent(&parent),
         }
@@ -64,24 +77,25 @@ impl FileSystem {
         let fd = self.open_path(child, name, libc::O_DIRECTORY)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
         let identity = Identity::of(&st);
-        Ok(self.entry(self.adopt(&st, fd, Use::Often)?, st, &identity))
+        let (inode, _) = self.adopt(&st, fd, Use::Often)?;
+        Ok(self.entry(inode, st, &identity))
     }
 
     /// Looks up a name, which must be a single component, and takes a reference for the guest.
     pub(super) fn lookup_in(&self, thread: &mut Thread, parent: &Arc<Inode>, name: &CStr) -> Result<Entry> {
-        if thread.habit.expects_known()
-            && let Some(entry) = self.lookup_known(parent, name)?
+        if thread.habit.expects_hot()
+            && let Some(entry) = self.lookup_hot(parent, name)?
         {
-            thread.habit.saw(true);
+            thread.habit.saw(Before::Hot);
             return Ok(entry);
         }
-        let (entry, known) = self.lookup_new(parent, name, Use::Often)?;
-        thread.habit.saw(known);
+        let (entry, before) = self.lookup_new(parent, name, Use::Often)?;
+        thread.habit.saw(before);
         Ok(entry)
     }
 
-    /// Looks up a name whose inode is probably known: asks what it leads to. `None` when that is not known, or cold.
-    pub(super) fn lookup_known(&self, parent: &Arc<Inode>, name: &CStr) -> Result<Option<Entry>> {
+    /// Looks up a name whose inode is probably hot: asks what it leads to. `None` when it isn't.
+    pub(super) fn lookup_hot(&self, parent: &Arc<Inode>, name: &CStr) -> Result<Option<Entry>> {
         let st = sys::statx_at(self.fd(parent)?.as_fd(), name)?;
         let identity = Identity::of(&st);
         let Some(inode) = self.inodes.find_hot(&identity) else { return Ok(None) };
@@ -89,17 +103,19 @@ impl FileSystem {
         Ok(Some(self.entry(inode, st, &parent.identity)))
     }
 
-    /// Looks up a name that is probably not known yet: open first, then ask what was opened. Also whether it was known
-    /// all the same.
-    pub(super) fn lookup_new(&self, parent: &Arc<Inode>, name: &CStr, wanted: Use) -> Result<(Entry, bool)> {
+    /// Looks up a name whose inode is probably not known yet, or cold: open first, then ask what was opened.
+    pub(super) fn lookup_new(
+        &self,
+        parent: &Arc<Inode>,
+        name: &CStr,
+        wanted: Use,
+    ) -> Result<(Entry, Before)> {
         self.keeper.make_room()?;
         let fd = self.open_path(parent, name, libc::O_NOFOLLOW)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
         self.tracker.saw(&parent.identity, name, &Identity::of(&st));
-        let inode = self.adopt(&st, fd, wanted)?;
-        // Its references, this one among them.
-        let known = inode.nlookup() > 1;
-        Ok((self.entry(inode, st, &parent.identity), known))
+        let (inode, before) = self.adopt(&st, fd, wanted)?;
+        Ok((self.entry(inode, st, &parent.identity), before))
     }
 
     /// An `O_PATH` fd of a name in a directory.
@@ -110,7 +126,7 @@ impl FileSystem {
 
     /// The inode behind a fresh `O_PATH` fd, with a reference for the guest. One that is known and cold stays so if it is
     /// `wanted` once.
-    pub(super) fn adopt(&self, st: &libc::statx, fd: OwnedFd, wanted: Use) -> Result<Arc<Inode>> {
+    pub(super) fn adopt(&self, st: &libc::statx, fd: OwnedFd, wanted: Use) -> Result<(Arc<Inode>, Before)> {
         let identity = Identity::of(st);
         let kind = u32::from(st.stx_mode) & libc::S_IFMT;
         if self.config.max_inodes.is_some() && !self.inodes.knows(&identity) {
@@ -124,9 +140,9 @@ impl FileSystem {
             match self.inodes.find_or_insert(identity, kind, &mut fd) {
                 Found::New(inode) => {
                     self.keeper.heated(&inode);
-                    return Ok(inode);
+                    return Ok((inode, Before::NotHot));
                 }
-                Found::Known(inode) => return Ok(inode),
+                Found::Hot(inode) => return Ok((inode, Before::Hot)),
                 Found::Cold(inode) => {
                     let opened = fd.as_ref().ok_or(Errno::EIO)?;
                     if !self.keeper.is_same(&inode, opened.as_fd(), inode.identity.has_unique_mount())? {
@@ -135,7 +151,7 @@ impl FileSystem {
                         if let Some(fd) = fd.take() {
                             self.keeper.opened(&inode, fd, wanted);
                         }
-                        return Ok(inode);
+                        return Ok((inode, Before::NotHot));
                     }
                 }
                 Found::NoFd => return Err(Errno::EIO),

@@ -83,20 +83,20 @@ impl FileSystem {
         })
     }
 
-    /// Looks up an entry of a listing, opening it first when its inode is probably not known yet. The listing's inode
-    /// number tells, but to look for it costs, too, so that is done only where entries are known.
+    /// Looks up an entry of a listing, opening it first when its inode is probably not hot. The listing's inode
+    /// number tells, but to look for it costs, too, so that is done only where entries are hot.
     fn lookup_listed(&self, thread: &mut Thread, parent: &Arc<Inode>, entry: &RawEntry<'_>) -> Result<Entry> {
-        if thread.listing.expects_known() {
+        if thread.listing.expects_hot() {
             let guess = Identity { ino: entry.ino, ..parent.identity };
             if self.inodes.knows_hot(&guess)
-                && let Some(found) = self.lookup_known(parent, entry.name)?
+                && let Some(found) = self.lookup_hot(parent, entry.name)?
             {
                 return Ok(found);
             }
         }
         // A listing tells of many files, and few of those are opened.
-        let (entry, known) = self.lookup_new(parent, entry.name, Use::Once)?;
-        thread.listing.saw(known);
+        let (entry, before) = self.lookup_new(parent, entry.name, Use::Once)?;
+        thread.listing.saw(before);
         Ok(entry)
     }
 }
