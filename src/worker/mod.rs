@@ -26,7 +26,7 @@ pub mod recorder;
 pub mod regions;
 mod request;
 mod returns;
-mod rings;
+pub mod rings;
 mod view;
 mod vring;
 

@@ -2,7 +2,7 @@
 //!
 //! `virtio-queue` keeps the virtqueue's state, and could do this, too: an entry at a time, each with a search for the
 //! memory that it is in, and with a used index that the guest's CPU, which is looking at it, has to fetch again for each.
-//! A test compares the two.
+//! A test and a fuzz target compare the two.
 
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
