@@ -138,8 +138,16 @@ impl Counter<'_> {
             let change = wire::SetAttrIn { valid: wire::fattr::MODE, mode: 0o100_600, ..Default::default() };
             new(opcode::SETATTR, *node).arg(&change).reply::<wire::AttrOut>()
         })?;
+        let opened = self.each("OPEN for reading", &nodes, |node| {
+            let flags = libc::O_RDONLY.cast_unsigned();
+            new(opcode::OPEN, *node).arg(&wire::OpenIn { flags, open_flags: 0 }).reply::<wire::OpenOut>()
+        })?;
+        let handles = parse(&opened, |open: wire::OpenOut| open.fh);
+        self.each("RELEASE of it", nodes.iter().zip(handles), |(node, fh)| {
+            new(opcode::RELEASE, *node).arg(&wire::ReleaseIn { fh, ..Default::default() })
+        })?;
         let data = self.guest.lookup(wire::ROOT, fixture::WRITE_SMALL.as_bytes())?;
-        let opened = self.each("OPEN", 0..COUNT, |_| {
+        let opened = self.each("OPEN for writing", 0..COUNT, |_| {
             let flags = libc::O_RDWR.cast_unsigned();
             new(opcode::OPEN, data).arg(&wire::OpenIn { flags, open_flags: 0 }).reply::<wire::OpenOut>()
         })?;
