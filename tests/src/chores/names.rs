@@ -171,10 +171,17 @@ pub(super) fn special(dir: &Path) -> String {
 }
 
 /// A program is copied there and run, a script too; what is being run can't be written.
+///
+/// Other programs write them: a descriptor of ours would be open in the children of other tests, too, between their fork and
+/// their exec, and what is open for writing can't be run (40 of 6000 on the host's own disk, beside two threads that start
+/// programs).
 pub(super) fn programs(dir: &Path) -> String {
     let (shell, script) = (dir.join("sh"), dir.join("script"));
-    fs::copy("/bin/sh", &shell).unwrap();
-    fs::write(&script, "#!/bin/sh\necho from a script\n").unwrap();
+    assert!(Command::new("cp").arg("/bin/sh").arg(&shell).status().unwrap().success());
+    let mut tee = Command::new("tee");
+    let mut tee = tee.arg(&script).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    tee.stdin.take().unwrap().write_all(b"#!/bin/sh\necho from a script\n").unwrap();
+    assert!(tee.wait().unwrap().success());
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     let run = |program: &Path, args: &[&str]| {
         let output = Command::new(program).args(args).output().unwrap();
