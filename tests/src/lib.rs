@@ -5,6 +5,7 @@
 //! purpose: an oracle that shares the daemon's decoder would share its mistakes.
 //!
 //! - [`bounded`] runs a test within a time limit and in a mount namespace of its own.
+//! - [`meanwhile`] has something go on beside it.
 //! - [`daemon`] starts and stops a daemon; [`peers`] knows where ours and the peers' binaries are.
 //! - [`share`] makes the directories that are served, [`mounts`] file systems to mount in them.
 //! - [`frontend`] is the VMM and the guest's virtqueue driver, in this process.
@@ -29,6 +30,7 @@ pub mod fuse;
 pub mod guest;
 #[cfg(target_arch = "x86_64")]
 pub mod inject;
+pub mod meanwhile;
 pub mod mounts;
 pub mod paths;
 pub mod peers;

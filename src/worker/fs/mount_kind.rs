@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use super::inodes::Identity;
 use super::sys;
 
-/// Local file systems that do nothing when a file is closed (no `flush` in `fs/{ext4,xfs,btrfs}/file.c` and `mm/shmem.c`), as
+/// Local file systems that do nothing when a file is closed (no `flush` in `fs/{ext4,xfs,btrfs}/file.c`, `mm/shmem.c`), as
 /// NFS, FUSE, SMB and overlays of such do, and for whose regular files `O_NONBLOCK` means nothing. ext2 and ext3 share
 /// ext4's number, and its code mostly.
 const PLAIN: [libc::c_long; 4] =

@@ -5,7 +5,6 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::mount::{MsFlags, mount};
@@ -15,6 +14,7 @@ use tests::bounded::bounded;
 use tests::frontend::DeviceConfig;
 use tests::fuse::wire::ROOT;
 use tests::fuse::{Client, Session};
+use tests::meanwhile::meanwhile;
 use tests::mounts::MountsBelow;
 use tests::procfs::open_fds;
 use tests::share::Share;
@@ -65,15 +65,6 @@ fn what_a_name_leads_to_by_now_is_not_opened_for_another_file() {
     });
 }
 
-/// Tells a thread to end, whatever becomes of the one that waits for it.
-struct StopAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn a_name_that_changes_all_the_time_changes_nothing() {
     with_session_on(Share::in_memory, &[], |share, session| {
@@ -86,18 +77,13 @@ fn a_name_that_changes_all_the_time_changes_nothing() {
             renameat2(AT_FDCWD, &path, AT_FDCWD, &other, flags).unwrap();
         };
         let node = client.lookup(ROOT, "file").unwrap().nodeid;
-        let (stop, mut nodes) = (AtomicBool::new(false), BTreeSet::new());
-        std::thread::scope(|scope| {
-            let _stop = StopAtEnd(&stop);
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    for with in ["fifo", "other"] {
-                        // There, and back.
-                        exchange(with);
-                        exchange(with);
-                    }
-                }
-            });
+        let mut nodes = BTreeSet::new();
+        let there_and_back = |round: usize| {
+            let with = ["fifo", "other"][round % 2];
+            exchange(with);
+            exchange(with);
+        };
+        meanwhile(there_and_back, || {
             // Until each of the three was met under the name, and for a while.
             for round in 0.. {
                 // Whatever that finds: it is how the daemon comes to know the file's name again.

@@ -1,39 +1,14 @@
 //! Memory that changes while the daemon reads it: what it checked must be what it uses.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-
 use nix::errno::Errno;
 use tests::frontend::memory::GuestBuffer;
 use tests::frontend::ring::{DESC_NEXT, DESC_WRITE, Descriptor};
 use tests::frontend::{Queue, Shape};
 use tests::fuse::wire::{self, IN_HEADER, OUT_HEADER, ROOT, opcode};
+use tests::meanwhile::meanwhile;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{VICTIM, WITNESS, assert_still_serving, is_broken, set_up_again, with_guest};
-
-/// Writes to guest memory again and again, in a thread of its own, while `act` runs.
-fn while_changing<T>(change: impl Fn(usize) + Sync, act: impl FnOnce() -> T) -> T {
-    let stop = AtomicBool::new(false);
-    let (started, wait) = mpsc::channel();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for round in 0.. {
-                change(round);
-                if round == 0 {
-                    started.send(()).expect("somebody waits");
-                }
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
-            }
-        });
-        wait.recv().expect("the thread starts");
-        let result = act();
-        stop.store(true, Ordering::Relaxed);
-        result
-    })
-}
 
 const ROUNDS: usize = 2000;
 
@@ -47,7 +22,7 @@ fn replies(
     let shape = Shape::new(message.len() as u32, 0, 4096, 0);
     let (buffer, start) = (queue.request(slot).clone(), shape.start as usize);
     buffer.write(start, message);
-    let results = while_changing(
+    let results = meanwhile(
         |round| change(&buffer, start, round),
         || {
             (0..ROUNDS)
@@ -150,7 +125,7 @@ fn descriptors_that_change() {
                 Descriptor { address: table.guest_address(), len: 4096, flags: 4, next: 0 },
             ];
             good[1].write_to(&descriptors, 1);
-            let ended = while_changing(
+            let ended = meanwhile(
                 |round| {
                     if round % 2 == 0 { good[0] } else { bad[round / 2 % bad.len()] }
                         .write_to(&descriptors, 0)
