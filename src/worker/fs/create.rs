@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use smallvec::SmallVec;
 
 use super::inodes::Inode;
 use super::open::Opened;
 use super::sys::{self, Result};
 use super::{Entry, FileSystem, Thread, Use};
-use crate::worker::fuse::operation::{Context, CreateExtensions, FileName, GuestGid, Open, SuppGroups};
+use crate::worker::fuse::operation::{Context, CreateExtensions, FileName, Open};
 use crate::worker::fuse::wire::InitFlags;
 
 /// The protocol's minor version in Linux 6.12, the oldest kernel known to get TMPFILE right. In 6.1, an overlay whose
@@ -30,13 +31,12 @@ impl FileSystem {
         self.inode_room()?;
         self.keeper.make_room()?;
         let (uid, gid) = self.owner(ctx)?;
-        let mut groups = SuppGroups::default();
-        for group in ext.groups.as_slice() {
-            groups.push(GuestGid(self.gids.guest_to_host(*group).map_err(|_| Errno::EPERM)?));
-        }
+        let groups = ext.groups.iter().map(|gid| self.gids.guest_to_host(gid.0));
+        let groups: SmallVec<[u32; 4]> =
+            groups.collect::<std::result::Result<_, _>>().map_err(|_| Errno::EPERM)?;
         // Without ACLs the guest has applied the umask itself.
         thread.set_umask(if thread.session().has(InitFlags::POSIX_ACL) { umask & 0o777 } else { 0 });
-        thread.become_user(uid, gid, groups.as_slice())
+        thread.become_user(uid, gid, &groups)
     }
 
     /// MKNOD
@@ -145,8 +145,8 @@ impl FileSystem {
             self.set_security_context(fd.as_fd(), name, value)?;
         }
         let st = sys::statx_fd(fd.as_fd())?;
-        let (inode, _) = self.adopt(&st, fd, Use::Often)?;
-        Ok(self.entry(inode, st, &parent.identity))
+        let (node, _) = self.adopt(&st, fd, Use::Often)?;
+        Ok(self.entry(node, st, &parent.identity))
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of the request, nothing else")]

@@ -96,7 +96,7 @@ impl From<&InHeader> for Context {
 #[derive(Clone, Debug, Default)]
 pub struct CreateExtensions<'a> {
     /// The supplementary groups that the new file may belong to (at most [`MAX_SUPP_GROUPS`]).
-    pub groups: SuppGroups,
+    pub groups: SuppGroups<'a>,
     /// The security context to set on the new file: xattr name and value.
     pub security_context: Option<(&'a CStr, &'a [u8])>,
 }
@@ -104,31 +104,29 @@ pub struct CreateExtensions<'a> {
 /// More supplementary groups than this in one request is `EINVAL`. The Linux driver sends at most one.
 pub const MAX_SUPP_GROUPS: usize = 32;
 
-/// A bounded list of supplementary groups, kept without allocation.
+/// The supplementary groups of a request, as they lie in its message: none is `u32::MAX`.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct SuppGroups {
-    len: u8,
-    gids: [u32; MAX_SUPP_GROUPS],
-}
+pub struct SuppGroups<'a>(&'a [u8]);
 
-impl SuppGroups {
-    /// Adds a group; `false` when the list is full.
-    pub fn push(&mut self, gid: GuestGid) -> bool {
-        let Some(slot) = self.gids.get_mut(usize::from(self.len)) else { return false };
-        *slot = gid.0;
-        self.len += 1;
-        true
+impl<'a> SuppGroups<'a> {
+    /// `None` when there are more than [`MAX_SUPP_GROUPS`], one is no group, or the last is cut.
+    pub(super) fn new(bytes: &'a [u8]) -> Option<Self> {
+        let groups = SuppGroups(bytes);
+        let whole = bytes.len().is_multiple_of(size_of::<u32>());
+        let few = bytes.len() / size_of::<u32>() <= MAX_SUPP_GROUPS;
+        (whole && few && groups.iter().all(|gid| gid.0 != u32::MAX)).then_some(groups)
     }
 
     /// The groups, in the order of the request.
-    pub fn as_slice(&self) -> &[u32] {
-        self.gids.get(..usize::from(self.len)).unwrap_or_default()
+    pub fn iter(self) -> impl ExactSizeIterator<Item = GuestGid> + use<'a> {
+        let (ids, _) = self.0.as_chunks();
+        ids.iter().map(|id| GuestGid(u32::from_ne_bytes(*id)))
     }
 }
 
-impl fmt::Debug for SuppGroups {
+impl fmt::Debug for SuppGroups<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.as_slice().fmt(f)
+        f.debug_list().entries(self.iter().map(|gid| gid.0)).finish()
     }
 }
 

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::cursor::Cursor;
 use crate::worker::fuse::negotiate::Negotiated;
-use crate::worker::fuse::operation::{CreateExtensions, GuestGid};
+use crate::worker::fuse::operation::{CreateExtensions, SuppGroups};
 use crate::worker::fuse::wire::{self, InitFlags};
 
 /// The last type number that is a count of security contexts (`FUSE_MAX_NR_SECCTX`).
@@ -63,14 +63,10 @@ fn security_context<'a>(
     padding(payload)
 }
 
-fn groups(mut payload: Cursor<'_>, found: &mut CreateExtensions<'_>) -> Result<(), Errno> {
+fn groups<'a>(mut payload: Cursor<'a>, found: &mut CreateExtensions<'a>) -> Result<(), Errno> {
     let count = payload.fixed::<wire::SuppGroupsHeader>()?.nr_groups;
-    for _ in 0..count {
-        let gid: u32 = payload.fixed()?;
-        if gid == wire::INVALID_ID || !found.groups.push(GuestGid(gid)) {
-            return Err(Errno::EINVAL);
-        }
-    }
+    let length = usize::try_from(count).ok().and_then(|count| count.checked_mul(size_of::<u32>()));
+    found.groups = SuppGroups::new(payload.bytes(length.ok_or(Errno::EINVAL)?)?).ok_or(Errno::EINVAL)?;
     padding(payload)
 }
 

@@ -13,9 +13,9 @@ fn range(offset: u64, length: u64) {
 }
 
 fn extensions(ext: &CreateExtensions<'_>, negotiated: &Negotiated) {
-    let groups = ext.groups.as_slice();
-    assert!(groups.len() <= MAX_SUPP_GROUPS && !groups.contains(&u32::MAX));
-    assert!(groups.is_empty() || negotiated.has(InitFlags::CREATE_SUPP_GROUP));
+    let groups = ext.groups.iter();
+    assert!(groups.len() == 0 || negotiated.has(InitFlags::CREATE_SUPP_GROUP));
+    assert!(groups.len() <= MAX_SUPP_GROUPS && ext.groups.iter().all(|gid| gid.0 != u32::MAX));
     if let Some((name, value)) = ext.security_context {
         assert!(!name.is_empty() && !value.is_empty());
         assert!(negotiated.has(InitFlags::SECURITY_CTX));
