@@ -180,12 +180,14 @@ fn owner(attr: &Attr) -> Owner {
     Owner { uid: GuestUid(attr.st.stx_uid), gid: GuestGid(attr.st.stx_gid) }
 }
 
+#[inline(always)]
 fn wire_attr(attr: &Attr) -> super::fuse::wire::Attr {
     let mut flags = AttrFlags::empty();
     flags.set(AttrFlags::SUBMOUNT, attr.submount);
     reply::attr(&attr.st, owner(attr), flags)
 }
 
+#[inline(always)]
 fn wire_entry(entry: &Entry) -> reply::Entry {
     reply::Entry {
         node: entry.node,
@@ -197,10 +199,12 @@ fn wire_entry(entry: &Entry) -> reply::Entry {
     }
 }
 
+#[inline(always)]
 fn entry(out: &mut ReplyBuf, answer: Entry) -> Result<()> {
     out.entry(&wire_entry(&answer))
 }
 
+#[inline(always)]
 fn attr(out: &mut ReplyBuf, answer: Attr) -> Result<()> {
     out.attr(&wire_attr(&answer), answer.valid)
 }
@@ -209,6 +213,7 @@ fn opened(out: &mut ReplyBuf, answer: Opened) -> Result<()> {
     out.open(answer.handle, answer.flags)
 }
 
+#[inline(always)]
 fn created(out: &mut ReplyBuf, (node, file): (Entry, Opened)) -> Result<()> {
     out.create(&wire_entry(&node), file.handle, file.flags)
 }

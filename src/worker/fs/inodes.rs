@@ -103,9 +103,9 @@ impl Inode {
 /// What [`Inodes::find_or_insert`] found.
 pub enum Found {
     /// It was not known yet; the fd was taken.
-    New(Arc<Inode>),
+    New(NodeId),
     /// It was known, and held open.
-    Hot(Arc<Inode>),
+    Hot(NodeId),
     /// One of this identity is known but cold: it may be this inode, or an earlier one with its number. No
     /// reference was taken.
     Cold(Arc<Inode>),
@@ -147,15 +147,12 @@ impl Inodes {
         self.slots.get(id.0)
     }
 
-    /// Finds a known inode that is hot, and takes a reference for the guest. A cold one may be another inode with
-    /// a number that was used again, so it doesn't count as found.
-    pub fn find_hot(&self, identity: &Identity) -> Option<Arc<Inode>> {
+    /// Finds a known inode that is hot, and takes a reference for the guest; `mode` is what it was found with. A cold one may
+    /// be another inode with a number that was used again, so it doesn't count as found.
+    pub fn find_hot(&self, identity: &Identity, mode: u16) -> Option<NodeId> {
         let (shard, hash) = self.shard(identity);
         let inode = shard.find(hash, |inode| inode.identity == *identity)?;
-        inode.residence.is_hot().then(|| {
-            take_reference(inode, 1);
-            Arc::clone(inode)
-        })
+        inode.residence.is_hot().then(|| found(inode, mode))
     }
 
     /// The inode of this identity.
@@ -186,23 +183,22 @@ impl Inodes {
         shard.find(hash, |inode| inode.identity == *identity).is_some()
     }
 
-    /// Takes a reference to the inode of this identity, making it known if it isn't yet; then `fd`, an `O_PATH`
-    /// fd of it, is taken and kept.
-    pub fn find_or_insert(&self, identity: Identity, kind: u32, fd: &mut Option<HotFd>) -> Found {
+    /// Takes a reference to the inode of this identity, which was found with `mode`, making it known if it isn't yet; then
+    /// `fd`, an `O_PATH` fd of it, is taken and kept.
+    pub fn find_or_insert(&self, identity: Identity, mode: u16, fd: &mut Option<HotFd>) -> Found {
         let (mut shard, hash) = self.shard(&identity);
         if let Some(inode) = shard.find(hash, |inode| inode.identity == identity) {
             if !inode.residence.is_hot() {
                 return Found::Cold(Arc::clone(inode));
             }
-            take_reference(inode, 1);
-            return Found::Hot(Arc::clone(inode));
+            return Found::Hot(found(inode, mode));
         }
         let Some(fd) = fd.take() else { return Found::NoFd };
         let id = self.slots.reserve();
         let inode = SPARES.with(|spares| {
             spares.make(Inode {
                 id: NodeId(id),
-                kind,
+                kind: u32::from(mode) & libc::S_IFMT,
                 identity,
                 nlookup: AtomicU64::new(1),
                 residence: Residence::hot(fd),
@@ -212,8 +208,8 @@ impl Inodes {
             })
         });
         shard.insert_unique(hash, Arc::clone(&inode), |inode| self.hasher.hash_one(inode.identity));
-        self.slots.set(id, Arc::clone(&inode));
-        Found::New(inode)
+        self.slots.set(id, inode);
+        Found::New(NodeId(id))
     }
 
     /// The identity now belongs to another inode of the host: only the node id leads to this one any more.
@@ -245,7 +241,8 @@ impl Inodes {
         }
         self.slots.remove_if(id.0, |_| true);
         self.slots.release(id.0);
-        Some(Arc::clone(&inode))
+        drop(shard);
+        Some(inode)
     }
 
     /// Forgets everything but a new root, as at the start of a session.
@@ -320,6 +317,13 @@ impl Default for Inodes {
     }
 }
 
+/// Takes a reference to an inode that was found with `mode`, for the guest. The caller holds the shard's lock.
+fn found(inode: &Inode, mode: u16) -> NodeId {
+    take_reference(inode, 1);
+    inode.saw_mode(mode);
+    inode.id
+}
+
 /// Adds references. The caller holds the shard's lock.
 fn take_reference(inode: &Inode, count: u64) {
     let held = inode.nlookup.load(Ordering::Relaxed);
@@ -334,6 +338,8 @@ mod tests {
     use crate::config::InodeFileHandles;
     use crate::protocol::Services;
 
+    const REGULAR: u16 = libc::S_IFREG as u16;
+
     fn identity(ino: u64) -> Identity {
         Identity { mount: 1, device: 2, ino }
     }
@@ -345,8 +351,8 @@ mod tests {
     }
 
     fn take(inodes: &Inodes, ino: u64) -> Arc<Inode> {
-        match inodes.find_or_insert(identity(ino), libc::S_IFREG, &mut Some(fd())) {
-            Found::New(inode) | Found::Hot(inode) => inode,
+        match inodes.find_or_insert(identity(ino), REGULAR, &mut Some(fd())) {
+            Found::New(id) | Found::Hot(id) => inodes.get(id).unwrap(),
             Found::Cold(_) | Found::NoFd => panic!("neither known nor new"),
         }
     }
@@ -359,12 +365,13 @@ mod tests {
         let again = take(&inodes, 7);
         assert!(Arc::ptr_eq(&a, &again));
         assert_eq!(a.nlookup(), 2);
-        assert_eq!(inodes.find_hot(&identity(7)).unwrap().nlookup(), 3);
+        assert_eq!(inodes.find_hot(&identity(7), REGULAR), Some(a.id));
+        assert_eq!(a.nlookup(), 3);
         inodes.forget(a.id, 2);
         assert!(inodes.get(a.id).is_some());
         inodes.forget(a.id, 1);
         assert!(inodes.get(a.id).is_none());
-        assert!(inodes.find_hot(&identity(7)).is_none());
+        assert_eq!(inodes.find_hot(&identity(7), REGULAR), None);
         assert_ne!(take(&inodes, 7).id, a.id, "the guest's kernel may still know the old one");
     }
 

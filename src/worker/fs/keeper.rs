@@ -102,6 +102,7 @@ impl Keeper {
         if self.seats.has_one_for_an_inode() { Ok(()) } else { self.make_one_free() }
     }
 
+    #[cold]
     fn make_one_free(&self) -> Result<()> {
         if self.has_room() {
             return Ok(());
@@ -118,12 +119,12 @@ impl Keeper {
     }
 
     /// An inode became hot, or an unlinked one was linked.
-    pub fn heated(&self, inode: &Arc<Inode>) {
-        if self.broker.is_none() || inode.id == NodeId::ROOT {
+    pub fn heated(&self, inode: NodeId) {
+        if self.broker.is_none() || inode == NodeId::ROOT {
             return;
         }
         if self.watching.load(Ordering::SeqCst) {
-            self.watch([inode.id]);
+            self.watch([inode]);
         }
         // A thread that took several seats looks again when it has used them up.
         if !self.seats.has_one_for_an_inode() {
@@ -132,6 +133,7 @@ impl Keeper {
     }
 
     /// Seals idle inodes if there are too many hot ones.
+    #[cold]
     fn keep_within_bounds(&self) {
         // Whoever finds another thread at it leaves it to that one, until it is really too much.
         if (self.seats.inodes() > self.bounds.inodes || !self.has_room())
@@ -142,6 +144,7 @@ impl Keeper {
     }
 
     /// Puts hot inodes behind the clock's hand.
+    #[cold]
     fn watch(&self, inodes: impl IntoIterator<Item = NodeId>) {
         let mut clock = self.clock.lock();
         clock.extend(inodes);
@@ -181,6 +184,20 @@ impl Keeper {
         inode: &'a Arc<Inode>,
         neighbours: impl FnOnce() -> Vec<Arc<Inode>>,
     ) -> Result<InodeFd<'a>> {
+        if let Some(fd) = inode.residence.fd() {
+            inode.touched.mark();
+            return Ok(fd);
+        }
+        self.hold_cold(inode, neighbours)
+    }
+
+    /// That of an inode that was cold just now.
+    #[cold]
+    fn hold_cold<'a>(
+        &self,
+        inode: &'a Arc<Inode>,
+        neighbours: impl FnOnce() -> Vec<Arc<Inode>>,
+    ) -> Result<InodeFd<'a>> {
         let mut neighbours = Some(neighbours);
         // An inode that is sealed again each time it is opened would need a limit of hot inodes of nearly zero.
         for _ in 0..16 {
@@ -213,7 +230,7 @@ impl Keeper {
         // Used from the start: the hand doesn't take it away before it served once.
         inode.touched.mark();
         if inode.residence.warm(self.seat(fd)) {
-            self.heated(inode);
+            self.heated(inode.id);
         }
         Ok(())
     }
@@ -283,15 +300,16 @@ impl Keeper {
     /// What the call says.
     pub fn with_room<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
         match call() {
-            Err(e @ (Errno::EMFILE | Errno::ENFILE)) => {
-                let sealed = {
-                    let _one = self.sealing.lock();
-                    self.seal_some()
-                };
-                if sealed > 0 { call() } else { Err(e) }
-            }
+            Err(Errno::EMFILE | Errno::ENFILE) if self.closed_some() => call(),
             result => result,
         }
+    }
+
+    /// Closes the fds of idle inodes; `false` when there were none.
+    #[cold]
+    fn closed_some(&self) -> bool {
+        let _one = self.sealing.lock();
+        self.seal_some() > 0
     }
 
     /// A cold inode has the identity of one that was just opened as `fd`. Is it the same? If not, its file is gone and
@@ -323,7 +341,7 @@ impl Keeper {
         }
         inode.touched.mark();
         if inode.residence.warm(fd) {
-            self.heated(inode);
+            self.heated(inode.id);
         }
     }
 
@@ -331,6 +349,7 @@ impl Keeper {
     ///
     /// # Errors
     /// EOPNOTSUPP when handles are mandatory and this file system has none.
+    #[cold]
     pub fn reached_mount(&self, root: BorrowedFd<'_>) -> Result<()> {
         let Some(broker) = &self.mounts else { return Ok(()) };
         match broker.seal(&[root]) {

@@ -42,7 +42,7 @@ impl FileSystem {
         let entry = self.lookup_in(thread, &parent, name.as_cstr())?;
         if entry.attr.st.stx_nlink == 1 {
             // It had no name before.
-            self.keeper.heated(&source);
+            self.keeper.heated(source.id);
         }
         Ok(entry)
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::inodes::{Found, Identity, Inode};
+use super::residence::HotFd;
 use super::sys::{self, Result};
 use super::{Attr, Entry, FileSystem, Thread, Use};
 use crate::worker::fuse::operation::{ForgetList, LookupName, NodeId};
@@ -47,6 +48,7 @@ impl Habit {
 
 impl FileSystem {
     /// LOOKUP. The guest gets a reference to the node.
+    #[inline(always)]
     pub fn lookup(&self, thread: &mut Thread, parent: NodeId, name: LookupName<'_>) -> Result<Entry> {
         let parent = self.dir_inode(parent)?;
         thread.become_root();
@@ -59,8 +61,8 @@ impl FileSystem {
             LookupName::Current => {
                 let st = sys::statx_fd(self.fd(&parent)?.as_fd())?;
                 let fd = sys::duplicate(self.fd(&parent)?.as_fd())?;
-                let (inode, _) = self.adopt(&st, fd, Use::Often)?;
-                Ok(self.entry(inode, st, &parent.identity))
+                let (node, _) = self.adopt(&st, fd, Use::Often)?;
+                Ok(self.entry(node, st, &parent.identity))
             }
             LookupName::Parent => self.lookup_parent(&parent),
         }
@@ -77,11 +79,12 @@ impl FileSystem {
         let fd = self.open_path(child, name, libc::O_DIRECTORY)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
         let identity = Identity::of(&st);
-        let (inode, _) = self.adopt(&st, fd, Use::Often)?;
-        Ok(self.entry(inode, st, &identity))
+        let (node, _) = self.adopt(&st, fd, Use::Often)?;
+        Ok(self.entry(node, st, &identity))
     }
 
     /// Looks up a name, which must be a single component, and takes a reference for the guest.
+    #[inline(always)]
     pub(super) fn lookup_in(&self, thread: &mut Thread, parent: &Arc<Inode>, name: &CStr) -> Result<Entry> {
         if thread.habit.expects_hot()
             && let Some(entry) = self.lookup_hot(parent, name)?
@@ -95,15 +98,17 @@ impl FileSystem {
     }
 
     /// Looks up a name whose inode is probably hot: asks what it leads to. `None` when it isn't.
+    #[inline(always)]
     pub(super) fn lookup_hot(&self, parent: &Arc<Inode>, name: &CStr) -> Result<Option<Entry>> {
         let st = sys::statx_at(self.fd(parent)?.as_fd(), name)?;
         let identity = Identity::of(&st);
-        let Some(inode) = self.inodes.find_hot(&identity) else { return Ok(None) };
+        let Some(node) = self.inodes.find_hot(&identity, st.stx_mode) else { return Ok(None) };
         self.tracker.saw(&parent.identity, name, &identity);
-        Ok(Some(self.entry(inode, st, &parent.identity)))
+        Ok(Some(self.entry(node, st, &parent.identity)))
     }
 
     /// Looks up a name whose inode is probably not known yet, or cold: open first, then ask what was opened.
+    #[inline(always)]
     pub(super) fn lookup_new(
         &self,
         parent: &Arc<Inode>,
@@ -114,8 +119,8 @@ impl FileSystem {
         let fd = self.open_path(parent, name, libc::O_NOFOLLOW)?;
         let st = sys::statx_fd(super::borrow(&fd))?;
         self.tracker.saw(&parent.identity, name, &Identity::of(&st));
-        let (inode, before) = self.adopt(&st, fd, wanted)?;
-        Ok((self.entry(inode, st, &parent.identity), before))
+        let (node, before) = self.adopt(&st, fd, wanted)?;
+        Ok((self.entry(node, st, &parent.identity), before))
     }
 
     /// An `O_PATH` fd of a name in a directory.
@@ -126,9 +131,8 @@ impl FileSystem {
 
     /// The inode behind a fresh `O_PATH` fd, with a reference for the guest. One that is known and cold stays so if it is
     /// `wanted` once.
-    pub(super) fn adopt(&self, st: &libc::statx, fd: OwnedFd, wanted: Use) -> Result<(Arc<Inode>, Before)> {
+    pub(super) fn adopt(&self, st: &libc::statx, fd: OwnedFd, wanted: Use) -> Result<(NodeId, Before)> {
         let identity = Identity::of(st);
-        let kind = u32::from(st.stx_mode) & libc::S_IFMT;
         if self.config.max_inodes.is_some() && !self.inodes.knows(&identity) {
             self.inode_room()?;
         }
@@ -137,21 +141,15 @@ impl FileSystem {
         }
         let mut fd = Some(self.keeper.seat(fd));
         loop {
-            match self.inodes.find_or_insert(identity, kind, &mut fd) {
-                Found::New(inode) => {
-                    self.keeper.heated(&inode);
-                    return Ok((inode, Before::NotHot));
+            match self.inodes.find_or_insert(identity, st.stx_mode, &mut fd) {
+                Found::New(node) => {
+                    self.keeper.heated(node);
+                    return Ok((node, Before::NotHot));
                 }
-                Found::Hot(inode) => return Ok((inode, Before::Hot)),
+                Found::Hot(node) => return Ok((node, Before::Hot)),
                 Found::Cold(inode) => {
-                    let opened = fd.as_ref().ok_or(Errno::EIO)?;
-                    if !self.keeper.is_same(&inode, opened.as_fd(), inode.identity.has_unique_mount())? {
-                        self.inodes.disown(&inode);
-                    } else if self.inodes.take(&inode) {
-                        if let Some(fd) = fd.take() {
-                            self.keeper.opened(&inode, fd, wanted);
-                        }
-                        return Ok((inode, Before::NotHot));
+                    if self.adopt_cold(&inode, st, &mut fd, wanted)? {
+                        return Ok((inode.id, Before::NotHot));
                     }
                 }
                 Found::NoFd => return Err(Errno::EIO),
@@ -159,19 +157,37 @@ impl FileSystem {
         }
     }
 
-    /// The answer for an inode that the guest has just got a reference to.
-    #[inline(always)]
-    pub(super) fn entry(&self, inode: Arc<Inode>, st: libc::statx, parent: &Identity) -> Entry {
+    /// The inode behind `fd` has the identity of a cold one. If it is the same, takes a reference for the guest, and perhaps
+    /// the fd; `false` if it isn't, or was forgotten meanwhile.
+    #[cold]
+    fn adopt_cold(
+        &self,
+        inode: &Arc<Inode>,
+        st: &libc::statx,
+        fd: &mut Option<HotFd>,
+        wanted: Use,
+    ) -> Result<bool> {
+        let opened = fd.as_ref().ok_or(Errno::EIO)?;
+        if !self.keeper.is_same(inode, opened.as_fd(), inode.identity.has_unique_mount())? {
+            self.inodes.disown(inode);
+            return Ok(false);
+        }
+        if !self.inodes.take(inode) {
+            return Ok(false);
+        }
         inode.saw_mode(st.stx_mode);
-        Entry { node: inode.id, attr: self.attr(&inode, st, parent), valid: self.validity() }
+        if let Some(fd) = fd.take() {
+            self.keeper.opened(inode, fd, wanted);
+        }
+        Ok(true)
     }
 
-    /// Attributes as the guest is to see them; `parent` tells where a submount begins.
+    /// The answer for an inode that the guest has just got a reference to; `parent` tells where a submount begins.
     #[inline(always)]
-    fn attr(&self, inode: &Inode, st: libc::statx, parent: &Identity) -> Attr {
-        let submount =
-            self.session.announces_submounts() && inode.is_dir() && !inode.identity.same_volume(parent);
-        self.plain_attr(st, submount)
+    pub(super) fn entry(&self, node: NodeId, st: libc::statx, parent: &Identity) -> Entry {
+        let is_dir = u32::from(st.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
+        let submount = self.session.announces_submounts() && is_dir && !Identity::of(&st).same_volume(parent);
+        Entry { node, attr: self.plain_attr(st, submount), valid: self.validity() }
     }
 
     /// Attributes as the guest is to see them.

@@ -59,6 +59,7 @@ impl FileSystem {
     }
 
     /// Hands out entries while `each` takes them.
+    #[inline(always)]
     fn list(
         &self,
         ctx: &Context,
@@ -85,6 +86,7 @@ impl FileSystem {
 
     /// Looks up an entry of a listing, opening it first when its inode is probably not hot. The listing's inode
     /// number tells, but to look for it costs, too, so that is done only where entries are hot.
+    #[inline(always)]
     fn lookup_listed(&self, thread: &mut Thread, parent: &Arc<Inode>, entry: &RawEntry<'_>) -> Result<Entry> {
         if thread.listing.expects_hot() {
             let guess = Identity { ino: entry.ino, ..parent.identity };

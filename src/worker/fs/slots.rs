@@ -9,6 +9,7 @@
 //! Lock order: a stripe's lock is innermost; nothing else is taken under it.
 
 use std::collections::HashMap;
+use std::hint::cold_path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -206,8 +207,10 @@ impl<T> Slots<T> {
         let entries = stripe.read().unwrap_or_else(PoisonError::into_inner);
         match entries.dense.get(index) {
             Some(Some((there, entry))) if *there == id => Some(Arc::clone(entry)),
-            _ if entries.sparse.is_empty() => None,
-            _ => entries.sparse.get(&id).cloned(),
+            _ => {
+                cold_path();
+                entries.sparse.get(&id).cloned()
+            }
         }
     }
 
@@ -227,11 +230,15 @@ impl<T> Slots<T> {
         let entries = &mut *entries;
         let most = entries.live.saturating_mul(2).saturating_add(DENSE_SLACK);
         if index >= entries.dense.len() && index < most {
+            cold_path();
             entries.dense.resize_with(index + 1, || None);
         }
         match entries.dense.get_mut(index) {
             Some(slot @ None) => *slot = Some((id, entry)),
-            _ => drop(entries.sparse.insert(id, entry)),
+            _ => {
+                cold_path();
+                drop(entries.sparse.insert(id, entry));
+            }
         }
         entries.live += 1;
     }

@@ -56,12 +56,14 @@ impl<'a> DirWriter<'a> {
 
     /// Adds an entry of READDIRPLUS; `false` when it doesn't fit, and then the guest has no reference to the
     /// node. Without a node (`.`, `..`, what could not be looked up) the guest learns the name only.
+    #[inline(always)]
     pub fn push_plus(&mut self, entry: &DirEntry<'_>, node: Option<&Entry>) -> bool {
         let node = node.map_or_else(EntryOut::default, EntryOut::from);
         let fixed = DirentPlus { entry: node, dirent: dirent(entry) };
         self.append(fixed.as_bytes(), entry.name).is_ok()
     }
 
+    #[inline(always)]
     fn append(&mut self, fixed: &[u8], name: &[u8]) -> Result<(), Errno> {
         let len = record(fixed.len(), name.len()).ok_or(Errno::ENAMETOOLONG)?;
         let slot = self.buf.get_mut(self.used..).and_then(|rest| rest.get_mut(..len)).ok_or(Errno::ENOSPC)?;

@@ -357,7 +357,7 @@ impl Restorer<'_> {
         let kind = u32::from(st.stx_mode) & libc::S_IFMT;
         self.fs.keeper.make_room()?;
         let residence = Residence::hot(self.fs.keeper.seat(fd));
-        self.fs.keeper.heated(&self.insert(inode, Identity::of(&st), kind, residence));
+        self.fs.keeper.heated(self.insert(inode, Identity::of(&st), kind, residence).id);
         Ok(())
     }
 
