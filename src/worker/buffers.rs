@@ -8,6 +8,7 @@
 //! Invariant: no reference to guest memory is ever made, only raw pointers. They stay valid for as long as the
 //! snapshot of the memory map that they were made from, which [`Buffers`] borrows.
 
+use std::hint::cold_path;
 use std::marker::PhantomData;
 
 use nix::errno::Errno;
@@ -67,25 +68,24 @@ pub struct Buffers<'a, B: Bitmap + 'static> {
 
 impl Scratch {
     /// Collects the buffers of a chain, for [`Scratch::buffers`].
-    pub fn load<B: Bitmap + 'static>(&mut self, memory: &GuestMemoryMmap<B>, chain: Chain) {
-        self.error = self.collect(memory, chain).err();
+    pub fn load<B: Bitmap + 'static>(&mut self, regions: &mut Regions<'_, B>, chain: Chain) {
+        self.error = self.collect(regions, chain).err();
     }
 
     fn collect<B: Bitmap + 'static>(
         &mut self,
-        memory: &GuestMemoryMmap<B>,
+        regions: &mut Regions<'_, B>,
         mut chain: Chain,
     ) -> Result<(), ChainError> {
         self.readable.clear();
         self.writable.clear();
         self.written.clear();
         let (mut readable_len, mut writable_len, mut number) = (0usize, 0usize, 0usize);
-        let mut regions = Regions::new(memory);
-        while let Some(descriptor) = chain.next(&mut regions)? {
+        while let Some(descriptor) = chain.next(regions)? {
             let Descriptor { address, length, .. } = descriptor;
             let outside = ChainError::OutsideMemory { address: address.raw_value(), length };
             if descriptor.writable {
-                pieces(&mut regions, address, length, |at, piece| {
+                pieces(regions, address, length, |at, piece| {
                     number += 1;
                     self.written.push((at, piece.iov_len));
                     append(&mut self.writable, piece);
@@ -93,7 +93,7 @@ impl Scratch {
                 .ok_or(outside)?;
                 writable_len += length as usize;
             } else if self.writable.is_empty() {
-                pieces(&mut regions, address, length, |_, piece| {
+                pieces(regions, address, length, |_, piece| {
                     number += 1;
                     append(&mut self.readable, piece);
                 })
@@ -126,7 +126,10 @@ impl Scratch {
         memory: &'a GuestMemoryMmap<B>,
     ) -> Result<Buffers<'a, B>, ChainError> {
         match self.error {
-            Some(error) => Err(error),
+            Some(error) => {
+                cold_path();
+                Err(error)
+            }
             None => Ok(self.resume(memory)),
         }
     }
@@ -410,7 +413,7 @@ mod tests {
             memory.write_obj(rest, GuestAddress(at.0 + 8)).unwrap();
         }
         let mut scratch = Scratch::default();
-        scratch.load(&memory, Chain::new(Table { address: GuestAddress(0), size: 8 }, 0));
+        scratch.load(&mut Regions::new(&memory), Chain::new(Table { address: GuestAddress(0), size: 8 }, 0));
         let lengths = |list: &[libc::iovec]| list.iter().map(|piece| piece.iov_len).collect::<Vec<_>>();
         let mut found = scratch.buffers(&memory).unwrap();
         assert_eq!((found.readable_len(), found.writable_len()), (40 + 0x2810, 0x2000));

@@ -4,6 +4,7 @@
 //! control messages never wait for a request. They are returned a few at a time (`returns`).
 
 use std::cell::RefCell;
+use std::hint::cold_path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::buffers::{self, ChainError, Scratch};
 use super::chain::{Chain, Table};
 use super::deferred::Deferred;
 use super::device::{AtomicMemory, Memory};
+use super::dirty_log::DirtyLog;
 use super::fs::{FileSystem, Thread, Wait};
 use super::lookahead;
 use super::pace::{Pace, Turn};
@@ -77,10 +79,10 @@ impl Local {
 
     /// Collects the buffers of a batch's request, while the one before is still to be served, so that the CPU can fetch
     /// what the guest's has written meanwhile.
-    fn load(&mut self, index: usize, memory: &Memory, table: Table, heads: &[u16]) {
+    fn load(&mut self, index: usize, regions: &mut Regions<'_, DirtyLog>, table: Table, heads: &[u16]) {
         let Some(head) = heads.get(index) else { return };
         let scratch = &mut self.scratch[index % 2];
-        scratch.load(memory, Chain::new(table, *head));
+        scratch.load(regions, Chain::new(table, *head));
         scratch.prefetch();
     }
 }
@@ -97,10 +99,9 @@ struct Request {
 }
 
 /// Has the CPU fetch the descriptors of a batch's requests, all at the same time: the guest's CPU has just written them.
-fn fetch_tables(memory: &Memory, table: Table, heads: &[u16]) {
-    let mut regions = Regions::new(memory);
+fn fetch_tables(regions: &mut Regions<'_, DirtyLog>, table: Table, heads: &[u16]) {
     for head in heads {
-        if let Some(address) = Chain::new(table, *head).indirect_table(&mut regions) {
+        if let Some(address) = Chain::new(table, *head).indirect_table(regions) {
             buffers::prefetch::<false>(address.cast());
         }
     }
@@ -307,10 +308,11 @@ impl Queue {
         heads: &[u16],
     ) -> Result<(), Broken> {
         let memory: &Memory = snapshot;
-        fetch_tables(memory, table, heads);
-        local.load(0, memory, table, heads);
+        let mut regions = Regions::new(memory);
+        fetch_tables(&mut regions, table, heads);
+        local.load(0, &mut regions, table, heads);
         for (index, head) in heads.iter().enumerate() {
-            local.load(index + 1, memory, table, heads);
+            local.load(index + 1, &mut regions, table, heads);
             let request = Request { index, head: *head, deep: index + 1 < heads.len() };
             let result = self.serve(local, vring, snapshot, request);
             if result.is_err() || local.returns.are_due() {
@@ -354,6 +356,7 @@ impl Queue {
         let used = match served {
             Served::Replied(used) => used,
             Served::Waits { unique, attempt } => {
+                cold_path();
                 let request = self.defer(local, vring, snapshot, request);
                 let done = Box::new(move |result| request.finish(unique, result));
                 self.fs.wait_for_lock(Wait { unique, queue: self.index, attempt, done });
@@ -368,6 +371,7 @@ impl Queue {
             }
         };
         if self.logging.load(Ordering::Relaxed) {
+            cold_path();
             buffers.mark_dirty(used as usize);
         }
         local.returns.push(head, used);

@@ -3,6 +3,7 @@
 //! It must cost next to nothing: a request adds to counters that only this thread writes, and one of
 //! [`TIMED_ONE_OF`] reads the clock, twice.
 
+use std::hint::cold_path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -64,12 +65,14 @@ impl Recorder {
     pub fn end(&self, begun: &Begun, failed: bool, bytes: u64) {
         let operation = self.queue().operation(begun.opcode);
         if failed {
+            cold_path();
             add(&operation.errors, 1);
         }
         if bytes > 0 {
             add(&operation.bytes, bytes);
         }
         if let Some(start) = begun.timed {
+            cold_path();
             let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             add(&operation.timed_ns, took);
             add(&operation.buckets[bucket(took)], 1);

@@ -1,6 +1,8 @@
 //! Guest addresses to host addresses, with the region that was found last kept for the next address: it is mostly the
 //! same one, and a request has about a dozen.
 
+use std::hint::cold_path;
+
 use smallvec::SmallVec;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
@@ -51,6 +53,12 @@ impl<'m, B: Bitmap + 'static> Regions<'m, B> {
         if let Some(found) = self.last.and_then(|region| region.at(address)) {
             return Some(found);
         }
+        self.find_other(address)
+    }
+
+    /// Not in the region that was found last, or there is none yet.
+    #[cold]
+    fn find_other(&mut self, address: GuestAddress) -> Option<(*mut u8, usize)> {
         self.last = self.memory.find_region(address).and_then(Mapped::of);
         self.last?.at(address)
     }
@@ -67,6 +75,7 @@ impl<'m, B: Bitmap + 'static> Regions<'m, B> {
             return Some(unsafe { std::ptr::read_unaligned(host.cast()) });
         }
         // It goes on in the next region.
+        cold_path();
         let mut value = T::new_zeroed();
         self.memory.read_slice(value.as_mut_bytes(), address).ok()?;
         Some(value)
@@ -87,6 +96,7 @@ pub fn write_words<B: Bitmap + 'static>(
     let (region, offset) = found.ok_or(GuestMemoryError::InvalidGuestAddress(address))?;
     if region.len() - offset.raw_value() < length as u64 {
         // They go on in the next region, or nowhere.
+        cold_path();
         let words: SmallVec<[u64; 8]> = words.collect();
         return memory.write_slice(words.as_bytes(), address);
     }

@@ -1,6 +1,7 @@
 //! One request from the bytes of its chain to the bytes of its reply. Between `queue`, which moves chains, and
 //! `dispatch`, which knows what operations mean.
 
+use std::hint::cold_path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -80,12 +81,14 @@ impl Server {
         before_slow: impl FnOnce(Slow) -> bool,
     ) -> Served {
         let Some(raw) = buffers.begin::<{ decode::HEADER }>() else {
+            cold_path();
             log::debug!("a request of {} bytes is too short for a header", buffers.readable_len());
             return Served::Replied(0);
         };
         let Ok(header) = InHeader::read_from_bytes(&raw) else { return Served::Replied(0) };
         let has_reply = Opcode::from_raw(header.opcode).is_none_or(Opcode::has_reply);
         if has_reply && buffers.writable_len() < OUT_HEADER {
+            cold_path();
             log::debug!("request {} has no room for a reply; it is not served", header.opcode);
             return Served::Replied(0);
         }
@@ -106,12 +109,16 @@ impl Server {
             recorder.end(&begun, result.is_err(), data);
         }
         let result = match result {
-            Ok(Outcome::Waits(attempt)) => return Served::Waits { unique: header.unique, attempt },
+            Ok(Outcome::Waits(attempt)) => {
+                cold_path();
+                return Served::Waits { unique: header.unique, attempt };
+            }
             Ok(Outcome::Moves) => return Served::Moves,
             Ok(Outcome::Done) => Ok(()),
             Err(e) => Err(e),
         };
         if let Err(e) = result {
+            cold_path();
             log::trace!("{}: {e}", Opcode::from_raw(header.opcode).map_or("unknown opcode", Opcode::name));
         }
         if !has_reply {
@@ -153,16 +160,19 @@ impl Server {
     ) -> Result<Outcome, Errno> {
         let frame = decode::frame(header, buffers.readable_len())?;
         if self.body.len() < frame.body {
+            cold_path();
             self.body.resize(frame.body.next_power_of_two(), 0);
         }
         let body = self.body.get_mut(..frame.body).ok_or(Errno::EINVAL)?;
         if !buffers.copy_in(decode::HEADER, body) {
+            cold_path();
             return Err(Errno::EINVAL);
         }
         let message = Message { header, body, data: frame.data };
         let operation = decode::decode(&message, self.thread.session())?;
         // No side effect may be lost for want of room to tell of it.
         if self.reply.room() < operation.reply_len() {
+            cold_path();
             return Err(Errno::EINVAL);
         }
         if slowness(&operation).is_some_and(before_slow) {

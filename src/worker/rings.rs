@@ -4,6 +4,7 @@
 //! memory that it is in, and with a used index that the guest's CPU, which is looking at it, has to fetch again for each.
 //! A test and a fuzz target compare the two.
 
+use std::hint::cold_path;
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
@@ -34,11 +35,13 @@ pub fn take<B: Bitmap + 'static>(
     mut each: impl FnMut(u16),
 ) -> Result<(), Error> {
     if !queue.ready() || queue.avail_ring() == 0 {
+        cold_path();
         return Err(Error::QueueNotReady);
     }
     let next = Wrapping(queue.next_avail());
     let there = (queue.avail_idx(memory, Ordering::Acquire)? - next).0;
     if there > queue.size() {
+        cold_path();
         return Err(Error::InvalidAvailRingIndex);
     }
     let number = there.min(u16::try_from(most).unwrap_or(u16::MAX));
@@ -69,6 +72,7 @@ pub fn give<B: Bitmap + 'static>(
         let place = entry(next, queue.size())?;
         let (now, later) = rest.split_at(rest.len().min(usize::from(queue.size()) - place as usize));
         if now.iter().any(|(head, _)| *head >= queue.size()) {
+            cold_path();
             return Err(Error::InvalidDescriptorIndex);
         }
         let entries = now.iter().map(|(head, length)| (u64::from(*head) | u64::from(*length) << 32).to_le());

@@ -23,12 +23,12 @@ fuzz_target!(|input: &[u8]| {
     let memory = memory(input);
     let chains = compare_rings(input, &memory);
 
-    let mut scratch = Scratch::default();
+    let (mut scratch, mut regions) = (Scratch::default(), Regions::new(&memory));
     let table = Table { address: GuestAddress(0), size: QUEUE_SIZE };
     for theirs in chains {
         let ours = || Chain::new(table, theirs.head_index());
         compare(&memory, ours(), theirs.clone());
-        scratch.load(&memory, ours());
+        scratch.load(&mut regions, ours());
         if let Ok(buffers) = scratch.buffers(&memory) {
             walk(buffers);
         }
