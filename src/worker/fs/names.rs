@@ -117,7 +117,7 @@ impl FileSystem {
         let directory = directory.residence.fd()?;
         let flags = flags | libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
         let file = sys::openat(directory.as_fd(), name, flags, 0).ok()?;
-        let st = sys::statx_fd(file.as_fd()).ok()?;
+        let st = sys::identity_fd(file.as_fd()).ok()?;
         (Identity::of(&st) == *identity).then_some(file)
     }
 }
