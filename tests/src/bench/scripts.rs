@@ -371,6 +371,9 @@ impl Script for ReadDirPlus {
 /// CREATE for writing, WRITE of a block, FLUSH if the daemon wants it, RELEASE and UNLINK, as some user.
 pub struct CreateUnlink {
     slots: Vec<CreateSlot>,
+    /// Files that are made in a lap, and that are still to be made in this one.
+    count: usize,
+    left: usize,
     nodes: Vec<u64>,
 }
 
@@ -386,8 +389,8 @@ struct CreateSlot {
 const FLUSH: usize = 2;
 
 impl CreateUnlink {
-    /// Each slot has a file name of its own in `directory`.
-    pub fn new(depth: u16, directory: u64, caller: Caller) -> CreateUnlink {
+    /// Each slot has a file name of its own in `directory`; `count` files a lap.
+    pub fn new(depth: u16, directory: u64, caller: Caller, count: usize) -> CreateUnlink {
         let slot = |index: u16| {
             let name = fixture::name(index.into());
             let new = |opcode, node| Message::new(opcode, node, caller);
@@ -408,13 +411,21 @@ impl CreateUnlink {
                 no_flush: false,
             }
         };
-        CreateUnlink { slots: (0..depth).map(slot).collect(), nodes: Vec::with_capacity(1 << 16) }
+        CreateUnlink {
+            slots: (0..depth).map(slot).collect(),
+            count,
+            left: count,
+            nodes: Vec::with_capacity(count),
+        }
     }
 }
 
 impl Script for CreateUnlink {
     fn next(&mut self, slot: usize) -> Option<&mut Message> {
         let slot = &mut self.slots[slot];
+        if slot.step == 0 {
+            self.left = self.left.checked_sub(1)?;
+        }
         Some(&mut slot.messages[slot.step])
     }
 
@@ -446,6 +457,7 @@ impl Script for CreateUnlink {
     }
 
     fn clean_up(&mut self, guest: &mut Guest) -> Result<(), Failure> {
+        self.left = self.count;
         guest.forget_all(&mut self.nodes)
     }
 }

@@ -16,8 +16,9 @@ use crate::fuse::wire::{self, opcode};
 
 /// A page: what Linux asks for with READDIRPLUS.
 const PAGE_BUFFER: u32 = 4096;
-/// Files looked up at a time by listings of directories, on all queues. The C daemon keeps an fd for each, and fails
-/// where the limit of open files is as low as in some containers (20,000); ours would keep most of them by handles.
+/// Files looked up at a time by listings of directories, on all queues, and made in a lap. The C daemon keeps an fd for
+/// each, and fails where the limit of open files is as low as in some containers (20,000); ours would keep most of them by
+/// handles.
 const LOOKED_UP: usize = 8000;
 /// What newer guests ask for.
 const LARGE_BUFFER: u32 = 32 << 10;
@@ -209,7 +210,8 @@ impl Workload {
             Kind::CreateUnlink { uid } => {
                 let parent = directory(fixture::CREATE)?;
                 let own = guest.lookup(parent, &fixture::name(queue))?;
-                Box::new(CreateUnlink::new(depth, own, Caller { uid, gid: uid, ..ROOT_USER }))
+                let caller = Caller { uid, gid: uid, ..ROOT_USER };
+                Box::new(CreateUnlink::new(depth, own, caller, LOOKED_UP / usize::from(self.queues)))
             }
             Kind::Read { size, file } => {
                 let node = directory(file)?;
