@@ -21,6 +21,9 @@ use super::regions::Regions;
 /// A chain may have at most this many pieces: what the largest indirect table can hold.
 const MAX_PIECES: usize = 65_536;
 
+/// Bytes of the longest reply of fixed size, CREATE's; most requests have no more.
+const FIXED: usize = 160;
+
 /// Why a chain can't be used at all. The virtqueue that it came from is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
@@ -113,8 +116,8 @@ impl Scratch {
     /// Has the CPU fetch the beginnings of the message and of the reply, which another CPU has used last: the request
     /// will be served soon.
     pub fn prefetch(&self) {
-        self.readable.iter().take(2).for_each(|piece| prefetch::<false>(piece.iov_base));
-        self.writable.iter().take(2).for_each(|piece| prefetch::<true>(piece.iov_base));
+        self.readable.iter().take(2).for_each(prefetch_beginning::<false>);
+        self.writable.iter().take(2).for_each(prefetch_beginning::<true>);
     }
 
     /// The buffers of the chain that was loaded last. `memory` must be the snapshot that they were loaded from.
@@ -158,6 +161,16 @@ pub fn prefetch<const FOR_WRITING: bool>(address: *const libc::c_void) {
                 _mm_prefetch::<_MM_HINT_T0>(address.cast());
             }
         }
+    }
+}
+
+/// Starts to bring the beginning of a piece to this CPU: as much as the fixed part of any request or reply has.
+fn prefetch_beginning<const FOR_WRITING: bool>(piece: &libc::iovec) {
+    const LINE: usize = 64;
+    let first = piece.iov_base.addr() % LINE;
+    let lines = (first + piece.iov_len.min(FIXED)).div_ceil(LINE);
+    for line in 0..lines {
+        prefetch::<FOR_WRITING>(piece.iov_base.wrapping_byte_add(line * LINE));
     }
 }
 
