@@ -59,6 +59,21 @@ impl<T> Spares<T> {
         // SAFETY: just written.
         unsafe { place.assume_init() }
     }
+
+    /// Gives a value up. If nobody else holds it, it is dropped, and a few of the places become spare again.
+    pub fn take_back(&self, mut value: Arc<T>) {
+        let Some(inside) = Arc::get_mut(&mut value) else { return };
+        let inside: *mut T = inside;
+        // SAFETY: a `MaybeUninit<T>` is laid out as its `T`, and so are the places of both.
+        let place = unsafe { Arc::from_raw(Arc::into_raw(value).cast::<MaybeUninit<T>>()) };
+        // SAFETY: the value is there, nobody else holds it, and `place` will not drop it.
+        unsafe { inside.drop_in_place() };
+        // What the value's own drop did may have changed the list, so it is borrowed only now.
+        let mut spares = self.0.borrow_mut();
+        if spares.len() < Self::BURST {
+            spares.push(place);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -82,5 +97,28 @@ mod tests {
         assert_eq!(*dropped.borrow(), 0);
         drop(all);
         assert_eq!(*dropped.borrow(), 100);
+    }
+
+    #[test]
+    fn the_place_of_what_is_given_up_is_used_again() {
+        let value = Arc::new(());
+        let spares = Spares::new();
+        let held: Vec<_> = (0..Spares::<Arc<()>>::BURST).map(|_| spares.make(Arc::clone(&value))).collect();
+        let [place, other] = [0, 1].map(|n| Arc::as_ptr(&held[n]));
+        let mut held = held.into_iter();
+        spares.take_back(held.next().unwrap());
+        assert_eq!(Arc::strong_count(&value), held.len() + 1, "dropped at once");
+        let again = spares.make(Arc::clone(&value));
+        assert_eq!(Arc::as_ptr(&again), place);
+        // What somebody holds stays as it is.
+        let shared = held.next().unwrap();
+        spares.take_back(Arc::clone(&shared));
+        assert!(Arc::ptr_eq(&*shared, &value) && Arc::strong_count(&shared) == 1);
+        assert_ne!(Arc::as_ptr(&spares.make(Arc::clone(&value))), other);
+        // No more than so many are kept.
+        (0..1000).map(|_| Arc::new(Arc::clone(&value))).for_each(|one| spares.take_back(one));
+        assert_eq!(spares.0.borrow().len(), Spares::<Arc<()>>::BURST);
+        drop((held, again, shared, spares));
+        assert_eq!(Arc::strong_count(&value), 1);
     }
 }

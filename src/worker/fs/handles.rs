@@ -11,6 +11,7 @@ use super::seats::HandleSeat;
 use super::slots::Slots;
 use super::sys::{QuickFd, Result};
 use crate::worker::fuse::operation::{HandleId, NodeId};
+use crate::worker::heap::Spares;
 
 /// An open file or directory.
 pub struct Handle {
@@ -35,6 +36,11 @@ impl Handle {
     }
 }
 
+thread_local! {
+    /// Memory for the handles that this thread makes next.
+    static SPARES: Spares<Handle> = const { Spares::new() };
+}
+
 /// All open handles.
 pub struct Handles(Slots<Handle>);
 
@@ -48,7 +54,7 @@ impl Handles {
     /// Adds an open file.
     pub fn insert(&self, inode: Arc<Inode>, flags: u32, file: OwnedFd, seat: HandleSeat) -> HandleId {
         let id = self.0.reserve();
-        self.0.set(id, Arc::new(Handle::new(inode, flags, file, seat)));
+        self.0.set(id, SPARES.with(|spares| spares.make(Handle::new(inode, flags, file, seat))));
         HandleId(id)
     }
 
@@ -85,10 +91,11 @@ impl Handles {
     ///
     /// # Errors
     /// EBADF
-    pub fn remove(&self, id: HandleId, node: NodeId) -> Result<Arc<Handle>> {
+    pub fn close(&self, id: HandleId, node: NodeId) -> Result<()> {
         let handle = self.0.remove_if(id.0, |handle| handle.inode.id == node).ok_or(Errno::EBADF)?;
         self.0.release(id.0);
-        Ok(handle)
+        SPARES.with(|spares| spares.take_back(handle));
+        Ok(())
     }
 
     /// How many are open.

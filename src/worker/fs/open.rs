@@ -157,10 +157,9 @@ impl FileSystem {
 
     /// RELEASE and RELEASEDIR
     pub fn release(&self, ctx: &Context, handle: HandleId) -> Result<()> {
-        let closed = self.handles.remove(handle, ctx.node)?;
+        self.handles.close(handle, ctx.node)?;
         if self.locks.is_some() {
             self.release_whole(handle);
-            drop(closed);
             self.lock_may_be_free();
         }
         Ok(())
