@@ -430,6 +430,42 @@ fn framing_does_not_matter() {
 }
 
 #[test]
+fn pages_that_lie_apart_are_one_transfer() {
+    with_client(|share, client| {
+        let made = client.create(ROOT, "file", libc::O_RDWR, 0o100_644).unwrap();
+        let (node, fh) = (made.entry.nodeid, made.open.fh);
+        let request = |offset, flags: i32| wire::WriteIn {
+            fh,
+            offset,
+            flags: flags.cast_unsigned(),
+            ..Default::default()
+        };
+        let mut expected = Vec::<u8>::new();
+        for size in [1, 10, PAGE, PAGE + 1, 3 * PAGE - 5, 16 * PAGE] {
+            let data = pattern(size as u64, size);
+            // At its place, and at the end wherever that is.
+            let (at, append) = (request(expected.len() as u64, 0), request(7, libc::O_APPEND));
+            for request in [at, append] {
+                assert_eq!(client.write_scattered(node, request, &data), Ok(size as u32), "{size}");
+                expected.extend(&data);
+            }
+        }
+        assert!(fs::read(share.join("file")).unwrap() == expected);
+        for (offset, size) in
+            [(0, 1), (3, PAGE), (PAGE, 2 * PAGE + 1), (5, 16 * PAGE), (expected.len() - 9, 2 * PAGE)]
+        {
+            let part = &expected[offset..expected.len().min(offset + size)];
+            assert!(
+                client.read_scattered(node, fh, offset as u64, size).unwrap() == part,
+                "{size} at {offset}"
+            );
+        }
+        assert_eq!(client.read_scattered(node, fh, expected.len() as u64, 2 * PAGE), Ok(Vec::new()));
+        client.release(node, fh).unwrap();
+    });
+}
+
+#[test]
 fn rings_stop_and_start() {
     with_config(DeviceConfig::default(), |share, session| {
         for _ in 0..3 {

@@ -42,7 +42,9 @@ const NEW_USER: u64 = libc::CLONE_NEWUSER as u64;
 pub const CASES: &[Case] = &[
     case("files/openat", &[NO], Other("openat2", &[NO])),
     case("files/statx", &[NO], Other("newfstatat", &[NO])),
+    case("files/pread64", &[NO], Other("preadv", &[NO])),
     case("files/preadv2", &[NO], Other("preadv", &[NO])),
+    case("files/pwrite64", &[NO], Other("pwritev", &[NO])),
     case("files/pwritev2", &[NO], Other("pwritev", &[NO])),
     case("files/getdents64", &[NO], Other("fanotify_init", &[NO])),
     case("files/lseek", &[NO], Other("vmsplice", &[NO])),
@@ -89,7 +91,7 @@ pub const CASES: &[Case] = &[
     case("memory/mmap:only PROT_READ and PROT_WRITE", &[0, 4096, 3, 0x22, NO], Same(&[0, 4096, 5, 0x22, NO])),
     case("memory/mprotect:only PROT_READ and PROT_WRITE", &[0, 0, 1], Same(&[0, 0, 5])),
     case("memory/munmap", &[], Other("memfd_create", &[])),
-    case("memory/mremap", &[0, 0, 0, NO], Other("pkey_mprotect", &[])),
+    case("memory/mremap=ENOSYS", &[0, 0, 0, NO], Other("pkey_mprotect", &[])),
     case("memory/madvise", &[0, 0, 4], Other("process_madvise", &[NO])),
     case("memory/brk", &[], Other("mlockall", &[])),
     case("threads/clone:a thread", &[0x3d_0f00], Same(&[libc::SIGCHLD as u64])),

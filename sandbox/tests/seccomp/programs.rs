@@ -232,7 +232,7 @@ fn calls_without_argument_tests_are_cached() {
             assert_eq!(cached, rule.conditions.is_empty(), "{} {}", setup.name, rule.key);
         }
         if setup.name.contains("/worker") {
-            for call in ["openat", "statx", "preadv2", "pwritev2", "close"] {
+            for call in ["openat", "statx", "pread64", "pwrite64", "preadv2", "pwritev2", "close"] {
                 let number = setup.compiler.call_number(call).unwrap();
                 assert!(is_cached(&program, audit_arch(setup.arch), number), "{} {call}", setup.name);
             }

@@ -18,7 +18,7 @@ impl FileSystem {
         let offset = i64::try_from(read.offset).map_err(|_| Errno::EINVAL)?;
         room.fill(read.size as usize, |iov, done| {
             // SAFETY: GuestRoom's elements are mapped guest memory that the guest gave us to write to.
-            unsafe { sys::preadv2(handle.fd(), iov, offset.saturating_add(done as i64), 0) }
+            unsafe { sys::read_at(handle.fd(), iov, offset.saturating_add(done as i64)) }
         })
     }
 
@@ -41,7 +41,7 @@ impl FileSystem {
         let run = || {
             data.drain(write.size as usize, |iov, done| {
                 // SAFETY: GuestData's elements are mapped guest memory.
-                unsafe { sys::pwritev2(handle.fd(), iov, offset.saturating_add(done as i64), flags) }
+                unsafe { sys::write_at(handle.fd(), iov, offset.saturating_add(done as i64), flags) }
             })
         };
         let set_id = self.set_id_of_write(thread, ctx, &write, handle.flags);

@@ -215,14 +215,50 @@ unsafe fn statx_by(
     Ok(unsafe { st.assume_init() })
 }
 
-/// `preadv2` and `pwritev2` take an offset in two halves of a `long` each, and where that has 64 bits ignore the upper.
-const HIGH: libc::c_long = 0;
-
 /// Reads into `iov` at an offset.
 ///
 /// # Safety
+/// As [`preadv2`].
+#[inline(always)]
+pub unsafe fn read_at(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64) -> Result<usize> {
+    match iov {
+        [piece] => {
+            let libc::iovec { iov_base: base, iov_len: length } = *piece;
+            // SAFETY: the caller vouches for the one element.
+            let n = unsafe { libc::syscall(libc::SYS_pread64, fd.as_raw_fd(), base, length, offset) };
+            check(n).map(|n| n as usize)
+        }
+        // SAFETY: the caller vouches for all elements.
+        _ => unsafe { preadv2(fd, iov, offset, 0) },
+    }
+}
+
+/// Writes `iov` at an offset, or, with `RWF_APPEND` among the flags, at the end.
+///
+/// # Safety
+/// As [`pwritev2`].
+#[inline(always)]
+pub unsafe fn write_at(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64, flags: i32) -> Result<usize> {
+    match (iov, flags) {
+        ([piece], 0) => {
+            let libc::iovec { iov_base: base, iov_len: length } = *piece;
+            // SAFETY: the caller vouches for the one element.
+            let n = unsafe { libc::syscall(libc::SYS_pwrite64, fd.as_raw_fd(), base, length, offset) };
+            check(n).map(|n| n as usize)
+        }
+        // SAFETY: the caller vouches for all elements.
+        _ => unsafe { pwritev2(fd, iov, offset, flags) },
+    }
+}
+
+/// `preadv2` and `pwritev2` take an offset in two halves of a `long` each, and where that has 64 bits ignore the upper.
+const HIGH: libc::c_long = 0;
+
+/// `preadv2`
+///
+/// # Safety
 /// Every element of `iov` must be memory that may be written and stays mapped during the call.
-pub unsafe fn preadv2(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64, flags: i32) -> Result<usize> {
+unsafe fn preadv2(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64, flags: i32) -> Result<usize> {
     let count = iov.len().min(libc::UIO_MAXIOV as usize);
     // SAFETY: the caller vouches for the elements; `count` does not exceed the slice.
     let n =
@@ -230,11 +266,11 @@ pub unsafe fn preadv2(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64, flag
     check(n).map(|n| n as usize)
 }
 
-/// Writes `iov` at an offset.
+/// `pwritev2`
 ///
 /// # Safety
 /// Every element of `iov` must be memory that may be read and stays mapped during the call.
-pub unsafe fn pwritev2(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64, flags: i32) -> Result<usize> {
+unsafe fn pwritev2(fd: BorrowedFd<'_>, iov: &[libc::iovec], offset: i64, flags: i32) -> Result<usize> {
     let count = iov.len().min(libc::UIO_MAXIOV as usize);
     // SAFETY: the caller vouches for the elements; `count` does not exceed the slice.
     let n = unsafe {

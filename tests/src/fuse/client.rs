@@ -542,7 +542,7 @@ fn take_message(queue: &mut Queue, completion: Completion) -> Vec<u8> {
 }
 
 /// Checks a reply's form as Linux's driver does, and takes its header off.
-fn body_of(message: &[u8], request: &wire::InHeader) -> Result<Vec<u8>> {
+pub(super) fn body_of(message: &[u8], request: &wire::InHeader) -> Result<Vec<u8>> {
     let Ok((header, body)) = wire::OutHeader::read_from_prefix(message) else {
         panic!("{request:?}: a reply of {} bytes", message.len());
     };

@@ -6,9 +6,11 @@
 //!
 //! - [`wire`]: message layouts.
 //! - [`client`]: one request at a time, with typed results, or raw.
+//! - `scattered`: the same with data in pages that lie apart.
 //! - [`session`]: a daemon, a device and a client, started and ended together.
 
 pub mod client;
+mod scattered;
 pub mod session;
 pub mod wire;
 

@@ -73,6 +73,8 @@ fn files(client: &mut Client) {
     let (node, fh) = (made.entry.nodeid, made.open.fh);
     client.write(node, fh, 0, &[1; 8192]).expect("WRITE");
     client.read(node, fh, 0, 4096).expect("READ");
+    client.write_scattered(node, wire::WriteIn { fh, ..Default::default() }, &[1; 8192]).expect("WRITE");
+    client.read_scattered(node, fh, 0, 8192).expect("READ");
     client.fsync(node, fh, false).expect("FSYNC");
     client.fsync(node, fh, true).expect("FSYNC of data");
     client.fallocate(node, fh, 0, 0, 16384).expect("FALLOCATE");
