@@ -139,6 +139,14 @@ impl<'a> Response<'a> {
         }
     }
 
+    /// Checks that it is none.
+    pub fn check_none(&self) -> Result<(), Failure> {
+        match self.completion.len {
+            0 => Ok(()),
+            _ => Err(Failure::Malformed("a reply to a request that has none")),
+        }
+    }
+
     /// The reply's fixed part.
     pub fn body<T: FromBytes + FromZeros + IntoBytes>(&self) -> Result<T, Failure> {
         if self.check()? < size_of::<T>() {

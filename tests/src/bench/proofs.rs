@@ -8,7 +8,7 @@ use crate::peers::Implementation;
 
 /// Daemon CPU per operation against each upstream release, at most; and operations a second, at least, where
 /// there is such a threshold.
-const UPSTREAM: [(&str, f64, Option<f64>); 21] = [
+const UPSTREAM: [(&str, f64, Option<f64>); 22] = [
     ("getattr", 0.25, Some(METADATA)),
     ("lookup-warm", 0.5, Some(METADATA)),
     ("lookup-cold", 0.5, Some(METADATA)),
@@ -18,6 +18,7 @@ const UPSTREAM: [(&str, f64, Option<f64>); 21] = [
     ("readdirplus-10k", 0.4, None),
     ("create-unlink", 0.7, Some(METADATA)),
     ("create-unlink-u1000", 0.7, Some(METADATA)),
+    ("create-forget", 0.7, None),
     ("read-4k-d1", 0.8, None),
     ("read-4k", 0.8, Some(SMALL_DATA)),
     ("read-4k-d64", 0.8, None),

@@ -130,9 +130,7 @@ pub struct Forget {
 impl Forget {
     /// The first `count` files of a directory.
     pub fn new(depth: u16, directory: u64, count: usize) -> Forget {
-        let message =
-            Message::new(opcode::FORGET, 0, ROOT_USER).arg(&wire::ForgetIn { nlookup: 1 }).no_reply();
-        Forget { messages: vec![message; depth.into()], directory, count, nodes: Vec::with_capacity(count) }
+        Forget { messages: vec![forget(); depth.into()], directory, count, nodes: Vec::with_capacity(count) }
     }
 }
 
@@ -154,13 +152,19 @@ impl Script for Forget {
         Some(&mut self.messages[slot])
     }
 
-    fn take(&mut self, _slot: usize, _response: Response<'_>) -> Result<u64, Failure> {
+    fn take(&mut self, _slot: usize, response: Response<'_>) -> Result<u64, Failure> {
+        response.check_none()?;
         Ok(1)
     }
 
     fn clean_up(&mut self, guest: &mut Guest) -> Result<(), Failure> {
         guest.forget_all(&mut self.nodes)
     }
+}
+
+/// One FORGET, as a guest sends it.
+fn forget() -> Message {
+    Message::new(opcode::FORGET, 0, ROOT_USER).arg(&wire::ForgetIn { nlookup: 1 }).no_reply()
 }
 
 /// OPEN and RELEASE of files that are looked up.
@@ -371,52 +375,51 @@ impl Script for ReadDirPlus {
 /// CREATE for writing, WRITE of a block, FLUSH if the daemon wants it, RELEASE and UNLINK, as some user.
 pub struct CreateUnlink {
     slots: Vec<CreateSlot>,
-    /// Files that are made in a lap, and that are still to be made in this one.
-    count: usize,
+    /// Files that are made in a lap, and forgotten after it; without, each is forgotten as soon as it is removed.
+    kept: Option<usize>,
+    /// Files that are still to be made in this lap.
     left: usize,
     nodes: Vec<u64>,
 }
 
 struct CreateSlot {
     /// In the order in which they are sent.
-    messages: [Message; 5],
+    messages: Vec<Message>,
     step: usize,
     /// The daemon's reply to CREATE asked for no FLUSH.
     no_flush: bool,
 }
 
-/// FLUSH among a slot's messages.
+/// FLUSH and FORGET among a slot's messages.
 const FLUSH: usize = 2;
+const FORGET: usize = 5;
 
 impl CreateUnlink {
-    /// Each slot has a file name of its own in `directory`; `count` files a lap.
-    pub fn new(depth: u16, directory: u64, caller: Caller, count: usize) -> CreateUnlink {
+    /// Each slot has a file name of its own in `directory`; `kept` files a lap are forgotten after it.
+    pub fn new(depth: u16, directory: u64, caller: Caller, kept: Option<usize>) -> CreateUnlink {
         let slot = |index: u16| {
             let name = fixture::name(index.into());
             let new = |opcode, node| Message::new(opcode, node, caller);
             let flags = (libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL).cast_unsigned();
             let create = wire::CreateIn { flags, mode: libc::S_IFREG | 0o644, umask: 0o022, open_flags: 0 };
-            CreateSlot {
-                messages: [
-                    new(opcode::CREATE, directory).arg(&create).name(&name).reply::<wire::CreateOut>(),
-                    new(opcode::WRITE, 0)
-                        .arg(&wire::WriteIn::default())
-                        .data_in(BLOCK as u32)
-                        .reply::<wire::WriteOut>(),
-                    new(opcode::FLUSH, 0).arg(&wire::FlushIn::default()),
-                    new(opcode::RELEASE, 0).arg(&wire::ReleaseIn::default()),
-                    new(opcode::UNLINK, directory).name(&name),
-                ],
-                step: 0,
-                no_flush: false,
+            let mut messages = vec![
+                new(opcode::CREATE, directory).arg(&create).name(&name).reply::<wire::CreateOut>(),
+                new(opcode::WRITE, 0)
+                    .arg(&wire::WriteIn::default())
+                    .data_in(BLOCK as u32)
+                    .reply::<wire::WriteOut>(),
+                new(opcode::FLUSH, 0).arg(&wire::FlushIn::default()),
+                new(opcode::RELEASE, 0).arg(&wire::ReleaseIn::default()),
+                new(opcode::UNLINK, directory).name(&name),
+            ];
+            if kept.is_none() {
+                messages.push(forget());
             }
+            CreateSlot { messages, step: 0, no_flush: false }
         };
-        CreateUnlink {
-            slots: (0..depth).map(slot).collect(),
-            count,
-            left: count,
-            nodes: Vec::with_capacity(count),
-        }
+        let left = kept.unwrap_or(usize::MAX);
+        let nodes = Vec::with_capacity(kept.unwrap_or(0));
+        CreateUnlink { slots: (0..depth).map(slot).collect(), kept, left, nodes }
     }
 }
 
@@ -431,19 +434,17 @@ impl Script for CreateUnlink {
 
     fn take(&mut self, slot: usize, response: Response<'_>) -> Result<u64, Failure> {
         let slot = &mut self.slots[slot];
-        if slot.step == 0 {
-            let created: wire::CreateOut = response.body()?;
-            let (node, fh) = (created.entry.nodeid, created.open.fh);
-            self.nodes.push(node);
-            slot.no_flush = created.open.open_flags & wire::FOPEN_NOFLUSH != 0;
-            let [_, write, flush, release, _] = &mut slot.messages;
-            [&mut *write, &mut *flush, &mut *release].into_iter().for_each(|message| message.set_node(node));
-            let flags = libc::O_WRONLY.cast_unsigned();
-            write.set_arg(&wire::WriteIn { fh, size: BLOCK as u32, flags, ..Default::default() });
-            flush.set_arg(&wire::FlushIn { fh, ..Default::default() });
-            release.set_arg(&wire::ReleaseIn { fh, ..Default::default() });
-        } else {
-            response.check()?;
+        match slot.step {
+            0 => {
+                let created: wire::CreateOut = response.body()?;
+                let (node, fh) = (created.entry.nodeid, created.open.fh);
+                if self.kept.is_some() {
+                    self.nodes.push(node);
+                }
+                slot.begin(node, fh, created.open.open_flags & wire::FOPEN_NOFLUSH != 0);
+            }
+            FORGET => response.check_none()?,
+            _ => drop(response.check()?),
         }
         slot.step = (slot.step + 1) % slot.messages.len();
         if slot.step == FLUSH && slot.no_flush {
@@ -457,8 +458,23 @@ impl Script for CreateUnlink {
     }
 
     fn clean_up(&mut self, guest: &mut Guest) -> Result<(), Failure> {
-        self.left = self.count;
+        self.left = self.kept.unwrap_or(usize::MAX);
         guest.forget_all(&mut self.nodes)
+    }
+}
+
+impl CreateSlot {
+    /// The file is made, and open.
+    fn begin(&mut self, node: u64, fh: u64, no_flush: bool) {
+        self.no_flush = no_flush;
+        let [_, write, flush, release, _, forget @ ..] = &mut *self.messages else {
+            unreachable!("a slot has five messages or six");
+        };
+        [&mut *write, &mut *flush, &mut *release].into_iter().chain(forget).for_each(|m| m.set_node(node));
+        let flags = libc::O_WRONLY.cast_unsigned();
+        write.set_arg(&wire::WriteIn { fh, size: BLOCK as u32, flags, ..Default::default() });
+        flush.set_arg(&wire::FlushIn { fh, ..Default::default() });
+        release.set_arg(&wire::ReleaseIn { fh, ..Default::default() });
     }
 }
 

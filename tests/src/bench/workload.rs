@@ -16,10 +16,12 @@ use crate::fuse::wire::{self, opcode};
 
 /// A page: what Linux asks for with READDIRPLUS.
 const PAGE_BUFFER: u32 = 4096;
-/// Files looked up at a time by listings of directories, on all queues, and made in a lap. The C daemon keeps an fd for
-/// each, and fails where the limit of open files is as low as in some containers (20,000); ours would keep most of them by
-/// handles.
+/// Files looked up at a time by listings of directories, on all queues. The C daemon keeps an fd for each, and fails where
+/// the limit of open files is as low as in some containers (20,000); ours would keep most of them by handles.
 const LOOKED_UP: usize = 8000;
+/// Files that are removed and not forgotten in a lap. A guest forgets each at once; where that is not to be measured, there
+/// are as few as a lap can have that is not mostly its begin and end.
+const REMOVED: usize = 256;
 /// What newer guests ask for.
 const LARGE_BUFFER: u32 = 32 << 10;
 /// Files that the attribute workloads go through.
@@ -49,6 +51,8 @@ pub enum Kind {
     CreateUnlink {
         /// Who asks.
         uid: u32,
+        /// And FORGET, at once.
+        forget: bool,
     },
     /// READ; at random when small, else in sequence.
     Read {
@@ -105,8 +109,9 @@ pub fn all() -> Vec<Workload> {
         new("readdirplus", Kind::ReadDirPlus { buffer: PAGE_BUFFER, large: false }, 16),
         new("readdirplus-32k", Kind::ReadDirPlus { buffer: LARGE_BUFFER, large: false }, 16),
         new("readdirplus-10k", Kind::ReadDirPlus { buffer: LARGE_BUFFER, large: true }, 1),
-        new("create-unlink", Kind::CreateUnlink { uid: 0 }, 16),
-        new("create-unlink-u1000", Kind::CreateUnlink { uid: USER }, 16),
+        new("create-unlink", Kind::CreateUnlink { uid: 0, forget: false }, 16),
+        new("create-unlink-u1000", Kind::CreateUnlink { uid: USER, forget: false }, 16),
+        new("create-forget", Kind::CreateUnlink { uid: 0, forget: true }, 16),
         new("read-4k-d1", read_small, 1),
         new("read-4k", read_small, 16),
         new("read-4k-d64", read_small, 64),
@@ -124,7 +129,7 @@ pub fn all() -> Vec<Workload> {
         for (name, kind, depth) in [
             ("getattr", Kind::GetAttr, 16),
             ("readdirplus-32k", Kind::ReadDirPlus { buffer: LARGE_BUFFER, large: false }, 4),
-            ("create-unlink", Kind::CreateUnlink { uid: 0 }, 16),
+            ("create-unlink", Kind::CreateUnlink { uid: 0, forget: false }, 16),
             ("read-4k", read_small, 16),
             ("read-1m", read_large, 4),
         ] {
@@ -207,11 +212,13 @@ impl Workload {
                     LOOKED_UP / usize::from(self.queues),
                 ))
             }
-            Kind::CreateUnlink { uid } => {
+            Kind::CreateUnlink { uid, forget } => {
                 let parent = directory(fixture::CREATE)?;
                 let own = guest.lookup(parent, &fixture::name(queue))?;
                 let caller = Caller { uid, gid: uid, ..ROOT_USER };
-                Box::new(CreateUnlink::new(depth, own, caller, LOOKED_UP / usize::from(self.queues)))
+                // Threads that are started anew for each lap, one a queue, take long to be where they should.
+                let kept = if self.is_scaling() { LOOKED_UP / usize::from(self.queues) } else { REMOVED };
+                Box::new(CreateUnlink::new(depth, own, caller, (!forget).then_some(kept)))
             }
             Kind::Read { size, file } => {
                 let node = directory(file)?;
@@ -263,7 +270,7 @@ impl Workload {
                     .map(|name| format!("{}/{}", fixture::DIRECTORIES, String::from_utf8_lossy(&name)));
                 native::readdir(fixture, &names.collect::<Vec<_>>())?
             }
-            Kind::CreateUnlink { uid: user } => {
+            Kind::CreateUnlink { uid: user, .. } => {
                 uid = user;
                 native::create_unlink(fixture)?
             }
