@@ -3,11 +3,16 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::paths;
 
@@ -57,17 +62,31 @@ impl Drop for TempDir {
 
 /// Removes a directory with all that lies in it on its own file system.
 fn remove_tree(path: &Path, device: u64) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(path)?;
-    if metadata.dev() != device {
-        return Err(io::Error::other(format!("another file system is mounted on {}", path.display())));
-    }
-    if !metadata.is_dir() {
-        return fs::remove_file(path);
-    }
-    for entry in fs::read_dir(path)? {
-        remove_tree(&entry?.path(), device)?;
-    }
+    empty(open(path, DIRECTORY, Mode::empty())?, device)?;
     fs::remove_dir(path)
+}
+
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Removes what is in a directory, by names in it: paths may be longer than a system call takes.
+fn empty(directory: OwnedFd, device: u64) -> io::Result<()> {
+    if fstat(&directory)?.st_dev != device {
+        return Err(io::Error::other("another file system is mounted in it"));
+    }
+    let names = fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
+    for entry in names.collect::<Vec<_>>() {
+        let name = entry?.file_name();
+        let flag = match openat(&directory, &*name, DIRECTORY, Mode::empty()) {
+            Ok(below) => {
+                empty(below, device)?;
+                UnlinkatFlags::RemoveDir
+            }
+            Err(Errno::ENOTDIR | Errno::ELOOP) => UnlinkatFlags::NoRemoveDir,
+            Err(e) => return Err(e.into()),
+        };
+        unlinkat(&directory, &*name, flag)?;
+    }
+    Ok(())
 }
 
 /// A directory to be served, with helpers to look at it from the host's side.
@@ -149,9 +168,9 @@ fn new_file_system(on: &Path, files: usize) -> io::Result<Mounted> {
     made.map(|()| Mounted(on.to_owned()))
 }
 
-/// A share's own mount.
+/// What is mounted on a directory; detached when this is dropped.
 #[derive(Debug)]
-struct Mounted(PathBuf);
+pub struct Mounted(pub PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {

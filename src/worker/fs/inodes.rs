@@ -166,7 +166,7 @@ impl Inodes {
         let (shard, hash) = self.shard(&inode.identity);
         let known = shard.find(hash, |other| Arc::ptr_eq(other, inode)).is_some();
         if known {
-            take_reference(inode, 1);
+            take_reference(inode);
         }
         known
     }
@@ -319,15 +319,15 @@ impl Default for Inodes {
 
 /// Takes a reference to an inode that was found with `mode`, for the guest. The caller holds the shard's lock.
 fn found(inode: &Inode, mode: u16) -> NodeId {
-    take_reference(inode, 1);
+    take_reference(inode);
     inode.saw_mode(mode);
     inode.id
 }
 
-/// Adds references. The caller holds the shard's lock.
-fn take_reference(inode: &Inode, count: u64) {
+/// Adds a reference. The caller holds the shard's lock.
+fn take_reference(inode: &Inode) {
     let held = inode.nlookup.load(Ordering::Relaxed);
-    inode.nlookup.store(held.saturating_add(count), Ordering::Relaxed);
+    inode.nlookup.store(held.saturating_add(1), Ordering::Relaxed);
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ fn it_is_left_out_by_access_and_file_system() {
     ] {
         bounded(LIMIT, || {
             let share = Share::new();
-            let layers = overlay(share.path());
+            let _overlay = overlay(share.path());
             let _mounts = MountsBelow(share.path());
             with_tmpfs(&share);
             let mut session = Session::start(command(&share).args(args), DeviceConfig::default());
@@ -59,7 +59,6 @@ fn it_is_left_out_by_access_and_file_system() {
             }
             let (status, stderr) = session.finish();
             assert!(status.success(), "{status}\n{stderr}");
-            drop(layers);
         });
     }
 }

@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 use tests::frontend::DeviceConfig;
 use tests::fuse::wire::{ATTR_SUBMOUNT, ROOT, fattr, init};
 use tests::fuse::{Caller, Client, Session, SetAttr};
-use tests::share::Share;
+use tests::share::{Mounted, Share};
 
 use super::{LIMIT, command, with_client};
 
@@ -206,6 +206,7 @@ fn submounts_without_handles_are_reached() {
         let share = Share::new();
         fs::create_dir(share.join("sub")).unwrap();
         mount(Some("t"), &share.join("sub"), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        let _mounted = Mounted(share.join("sub"));
         for mode in ["--inode-file-handles=never", "--inode-file-handles=prefer"] {
             let command = command(&share).args([mode, "--modcaps=+mknod:+sys_admin", "--xattr"]);
             let mut session = Session::start_with(command, DeviceConfig::default(), init::GUEST);

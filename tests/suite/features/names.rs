@@ -15,9 +15,8 @@ use tests::frontend::DeviceConfig;
 use tests::fuse::wire::ROOT;
 use tests::fuse::{Client, Session};
 use tests::meanwhile::meanwhile;
-use tests::mounts::MountsBelow;
 use tests::procfs::open_fds;
-use tests::share::Share;
+use tests::share::{Mounted, Share};
 
 use super::shares::as_nobody;
 use super::{LIMIT, with_session_on};
@@ -165,8 +164,8 @@ fn it_is_not_used_on_a_mount_that_lets_devices_be_opened() {
     for (flags, by_name) in [(MsFlags::empty(), false), (MsFlags::MS_NODEV, true)] {
         bounded(LIMIT, || {
             let share = Share::new();
-            let _mounts = MountsBelow(share.path());
             mount(Some("share"), share.path(), Some("tmpfs"), flags, None::<&str>).unwrap();
+            let _mounted = Mounted(share.path().to_owned());
             let path = share.write("file", TEXT);
             let command = as_nobody(share.path()).args(["--sandbox=none"]);
             let mut session = Session::start(command, DeviceConfig::default());

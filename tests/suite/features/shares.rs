@@ -14,7 +14,7 @@ use tests::frontend::DeviceConfig;
 use tests::fuse::wire::{ROOT, fattr};
 use tests::fuse::{Caller, Client, Session, SetAttr};
 use tests::peers::Implementation;
-use tests::share::{Share, TempDir};
+use tests::share::{Mounted, Share, TempDir};
 
 use super::{LIMIT, command, with_client};
 
@@ -307,8 +307,8 @@ fn an_ordinary_user_with_maps_of_its_own() {
 }
 
 /// Mounts an overlay on a directory; overlayfs refuses idmapped mounts. Its layers are `lower` and `upper` in what is
-/// returned.
-pub(super) fn overlay(on: &Path) -> Share {
+/// returned. Both are there until it is dropped.
+pub(super) fn overlay(on: &Path) -> (Share, Mounted) {
     let layers = Share::in_memory();
     for name in ["lower", "upper", "work"] {
         fs::create_dir(layers.join(name)).unwrap();
@@ -317,14 +317,14 @@ pub(super) fn overlay(on: &Path) -> Share {
     let root = layers.path().display();
     let options = format!("lowerdir={root}/lower,upperdir={root}/upper,workdir={root}/work");
     mount(Some("o"), on, Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
-    layers
+    (layers, Mounted(on.to_owned()))
 }
 
 #[test]
 fn overlayfs_falls_back_to_the_hosts_ids() {
     bounded(LIMIT, || {
         let share = Share::new();
-        let layers = overlay(share.path());
+        let (layers, _mounted) = overlay(share.path());
         let stderr = run(command(&share).args(["--xattr"]), |client| {
             ordinary_work(share.path(), client);
             client.caller = Caller { uid: 1000, gid: 1001, pid: 1 };
