@@ -28,6 +28,7 @@ pub fn prepare() {
 
 /// Pieces of memory that a thread takes from the heap together: two threads that take one each time wait for each other
 /// half of the time, and get pieces that lie side by side, in the same lines of their caches.
+/// Those that it [gets back](Spares::take_back) it uses first.
 pub struct Spares<T>(RefCell<Vec<Arc<MaybeUninit<T>>>>);
 
 impl<T> Spares<T> {
